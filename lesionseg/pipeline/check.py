@@ -80,7 +80,10 @@ class CheckOutcome(Outcome):
         return {"page": self.page, "findings": [asdict(finding) for finding in self.findings]}
 
     def summary(self) -> list[str]:
-        """Return lines for the terminal: findings, their cases and files, totals, and the page."""
+        """Return lines for the terminal: findings, their cases and files, totals, and the page.
+
+        A finding has the case id and the pseudonym, so that a reader finds the case on the page.
+        """
         lines = findings_lines(self.findings, self.pseudonyms)
         if not self.can_train:
             lines.append("Correct the errors, and check again.")
@@ -169,18 +172,18 @@ def check_dataset(
             inspected.append(_inspect(files, dataset, name))
             advance(name, number, len(dataset.cases))
     # compare the cases, and sort the findings by case; findings without a case come first
-    order = {case.files.case: i for i, case in enumerate(inspected)}
+    position_of = {case.files.case: i for i, case in enumerate(inspected)}
     references = {
         case.files.case: case.reference_statistics
         for case in inspected
         if case.reference_statistics
     }
-    found = [
+    unsorted = [
         *_findings_of_cases(dataset, inspected, references),
         *_find_training_problems(dataset, inspected, references, data, seed),
         *_notes_on_model(dataset, inspected, model),
     ]
-    findings = sorted(found, key=lambda f: order.get(f.case, -1))
+    findings = sorted(unsorted, key=lambda f: position_of.get(f.case, -1))
     # write the page and the table of pseudonyms
     previews = {case.files.case: case.preview for case in inspected}
     if identifiers:
@@ -190,17 +193,21 @@ def check_dataset(
         previews,
         findings,
         dataset.channel_names,
+        # the page writes the unit of an unknown pixel size as a word
         joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS),
         Path(data.root).resolve().name,
         identifiers=identifiers,
     )
-    shown = {case: preview.name for case, preview in previews.items()}
+    name_on_page = {case: preview.name for case, preview in previews.items()}
+    # without names, an earlier table is removed
     write_pseudonyms(
-        page.parent, {} if identifiers else {preview: case for case, preview in shown.items()}
+        page.parent,
+        {} if identifiers else {preview: case for case, preview in name_on_page.items()},
     )
     if any(finding.kind == NEEDS_DETECTOR for finding in findings):
+        # the printed command then trains a model that learns from boxes
         settings = {**settings, "model": "retinanet"}
-    return CheckOutcome(tuple(findings), shown, page, settings)
+    return CheckOutcome(tuple(findings), name_on_page, page, settings)
 
 
 def _findings_of_cases(
@@ -297,7 +304,8 @@ def _find_training_problems(
         seed: The seed of the split.
     """
     diameters = {case.files.case: case.preview.diameters for case in inspected}
-    sizes = {case: float(np.median(found or (0.0,))) for case, found in diameters.items()}
+    # the median diameter; 0 for a case without lesions
+    sizes = {case: float(np.median(of_case or (0.0,))) for case, of_case in diameters.items()}
     counts = {
         case.files.case: len(case.preview.diameters) if case.files.case in references else 1
         for case in inspected
@@ -305,7 +313,7 @@ def _find_training_problems(
     }
     labels = {case: statistics.labels for case, statistics in references.items()}
     findings: list[Finding] = []
-    with collect_errors(findings, "", kind="no_training"):
+    with collect_errors(findings, "", kind="no_training"):  # "": it concerns no single case
         require_lesions(dataset, counts, references)
         first_splits(dataset, counts, LesionStatistics(sizes, labels), data, seed)
     return findings
@@ -335,11 +343,11 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     lesions = None if reference is None else lesion_mask(reference)
     is_empty = lesions is not None and not lesions.any()
     is_ignored = _has_ignored_regions(case)
-    # findings of this case, each with its condition
+    # warnings and notes on this case; `notes` has the kind of each note and its condition
     if any(channel.min() == channel.max() for channel in image.present_channels):
         findings.append(_make_finding("constant", files.case))
     notes = {
-        "detector": image.geometry.unit != "mm",
+        "detector": image.geometry.unit != "mm",  # a radiograph, measured at the detector
         "unlabelled": lesions is None,
         "lesion_free": is_empty and not is_ignored,
         "only_ignored": is_empty and is_ignored,
@@ -403,12 +411,12 @@ def _compare_cases(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     same_group = _groups_sharing(inspected, lambda case: (case.files.group,))
     yield from _find_leaks([*related, *same_group])
     yield from _find_spacing_outliers([case for case in inspected if case.preview.spacing_mm])
-    counts = Counter(case.axes for case in inspected if case.axes)
-    usual = max(counts, key=counts.__getitem__, default="")
+    counts = Counter(case.axes for case in inspected if case.axes)  # "" in 2-D
+    most_frequent = max(counts, key=counts.__getitem__, default="")
     for case in inspected:
-        if case.axes not in ("", usual):
-            detail = f" Axes {case.axes}; most cases {usual}."
-            yield _make_finding("orientation", case.files.case, detail, "note")
+        if case.axes not in ("", most_frequent):
+            detail = f" Axes {case.axes}; most cases {most_frequent}."
+            yield _make_finding("orientation", case.files.case, detail, severity="note")
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
@@ -456,27 +464,28 @@ def _groups_sharing(
         for key in keys(case):
             if key:
                 by_key.setdefault(key, {})[case.files.case] = case
+    # equal groups that several keys share become one entry
     by_members = {tuple(members): list(members.values()) for members in by_key.values()}
     for group in by_members.values():
         if len(group) > 1:
             yield group
 
 
-def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Finding]:
+def _find_spacing_outliers(cases: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield a finding for each case whose voxel size is above twice or below half the median size.
 
     The median is computed for each axis. Fewer than three cases have no outlier, because the median
     of two does not show which case is unusual.
     """
-    if len(readable) < 3:
+    if len(cases) < 3:
         return
-    median = np.median([case.preview.spacing_mm for case in readable], axis=0)
-    for case in readable:
+    median = np.median([case.preview.spacing_mm for case in cases], axis=0)
+    for case in cases:
         ratio = np.array(case.preview.spacing_mm) / median
         factor = np.maximum(ratio, 1 / ratio)  # the same for twice and for half the median
         if (factor > SPACING_FACTOR).any():
-            own = describe_sides(case.preview.spacing_mm)
-            detail = f" {own} mm; usual {describe_sides(median)} mm."
+            size = describe_sides(case.preview.spacing_mm)
+            detail = f" {size} mm; usual {describe_sides(median)} mm."
             yield _make_finding("spacing", case.files.case, detail)
 
 

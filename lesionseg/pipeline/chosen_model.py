@@ -24,13 +24,13 @@ def keep_choices_of_run(cfg: C, run: Path) -> C:
     """
     if not has_config(run):
         return cfg
-    before = dict(dotted_items(read_yaml(run / CONFIG)))
+    run_settings = dict(dotted_items(read_yaml(run / CONFIG)))  # by dotted key
     model = cfg.model.architecture
     if model == AUTO_MODEL:
-        model = before.get("model.architecture", model)
+        model = run_settings.get("model.architecture", model)
     lr = cfg.optim.lr
     if lr == "auto":
-        lr = before.get("optim.lr", lr)
+        lr = run_settings.get("optim.lr", lr)
     return with_choices(cfg, model, lr)
 
 
@@ -57,13 +57,15 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
     if model.init_from is None:
         return chosen
     if is_checkpoint(model.init_from):
+        # only a residual encoder has this weight
         has_stem = RESIDUAL_STEM in read_nnunet_checkpoint(Path(model.init_from)).weights
         if has_stem and chosen.value == "unet":
             return Decision("residual_unet", "the checkpoint has a residual encoder")
         return chosen
-    before = bundle_plan(model.init_from).architecture.name
-    is_usable = before in HEADS and (not kinds.n_boxed or "segmentation" not in HEADS[before])
-    return Decision(before, "it is the model of the bundle") if is_usable else chosen
+    of_bundle = bundle_plan(model.init_from).architecture.name
+    # `HEADS` has no class of a user; a segmentation head needs masks
+    is_usable = of_bundle in HEADS and (not kinds.n_boxed or "segmentation" not in HEADS[of_bundle])
+    return Decision(of_bundle, "it is the model of the bundle") if is_usable else chosen
 
 
 def with_choices(cfg: C, model: str, lr: float | Literal["auto"]) -> C:

@@ -126,6 +126,7 @@ def select_on_validation(
     )
     if not [*folder.glob("validation"), *folder.glob("fold_*/validation")]:
         raise refusal
+    # the files exist, but each case also needs a fold and probabilities
     predictions = development_predictions(folder)
     if not predictions.fold_of or not all(f.probabilities for f in predictions.files.values()):
         raise refusal
@@ -137,7 +138,7 @@ def select_on_validation(
         group,
     )
     log.info("Operating points are chosen on %s.", count(len(tables.cases), "validation case"))
-    complete, _ = select(
+    complete, _ = select(  # the calibrations of single folds are not needed
         tables,
         selection,
         aim,

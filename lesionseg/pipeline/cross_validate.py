@@ -70,7 +70,9 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
         check_cases(fold.run, fold.inspection.splits, fold.inspection.digests)
+    # a new cross-validation uses the plan of its first begun fold; one that has begun has its own
     plan = begin(experiment, None if has_config(run) else plan_of_first_begun(folds.values()))
+    # only rank 0 reads the files; its error is raised on all processes
     broadcast_from_rank_zero(partial(_check_plans_of_begun, folds.values(), plan))
     if is_rank_zero():
         _write_splits(run, folds.values())
@@ -89,8 +91,8 @@ def plan_of_first_begun(folds: Collection[Experiment]) -> Plan | None:
     """Return the plan that an earlier training of one of the folds used; None if no fold has begun.
 
     The folds may have been trained one by one before the cross-validation, perhaps on a machine
-    with other memory. The remaining folds must have the same plan. Folds with a bundle come first,
-    because a finished network cannot change its plan.
+    with other memory, on which the plan depends. The remaining folds must have the same plan. Folds
+    with a bundle come first, because a finished network cannot change its plan.
     """
     paths = [fold.bundle / "plan.json" for fold in folds]
     paths += [fold.run / "plan.json" for fold in folds if has_config(fold.run)]
@@ -106,9 +108,9 @@ def _check_plans_of_begun(folds: Collection[Experiment], plan: Plan) -> None:
     The networks of the ensemble must have the same plan.
     """
     for fold in folds:
-        begun = plan_of_run(fold.run)
-        if begun is not None:
-            _check_equal([plan, begun], ["the cross-validation", fold.run.name])
+        fold_plan = plan_of_run(fold.run)
+        if fold_plan is not None:
+            _check_equal([plan, fold_plan], ["the cross-validation", fold.run.name])
 
 
 def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
@@ -137,12 +139,12 @@ def _require_unseen_test_cases(folds: Mapping[int, DatasetInspection]) -> None:
 
     The ensemble predicts the test cases with all networks, so no network may have been trained or
     validated on them. Other cases of the same patient count as seen, too, unless the dataset has
-    only one group. A patient who is divided within each fold is not an error here, because
-    `make_splits` has warned of it.
+    only one group, which then does not distinguish patients. A patient who is divided within each
+    fold is not an error here, because `make_splits` has warned of it.
     """
     groups = {files.case: files.patient for files in next(iter(folds.values())).dataset.cases}
     if len(set(groups.values())) == 1:
-        groups = {case: case for case in groups}
+        groups = {case: case for case in groups}  # each case is a patient of its own
     # one case id for each group and fold: a test case, and a case for training or validation
     tested: dict[str, dict[int, str]] = {}
     used: dict[str, dict[int, str]] = {}
@@ -201,10 +203,11 @@ def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trai
     bundles = [read_own_bundle(fold.bundle, network) for fold in folds.values()]
     plans = [bundle.plan for bundle in bundles]
     _check_equal(plans, [fold.run.name for fold in folds.values()])
+    # the experiment whose provenance describes the training of all folds
     joint = _describe_folds(experiment, folds.values(), plans[0].architecture.name)
-    voxels = mean_calibration([bundle.selection.voxel_calibration for bundle in bundles])
+    voxel_calibration = mean_calibration([bundle.selection.voxel_calibration for bundle in bundles])
     selection = Selection(
-        voxel_calibration=voxels,
+        voxel_calibration=voxel_calibration,
         n_members=len(folds),
         is_mirrored=bundles[0].selection.is_mirrored,  # the folds have the same settings
     )
@@ -212,6 +215,7 @@ def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trai
     selection, scores = score_folds(joint, inspections, selection)
     complete = replace(ensemble(bundles), selection=selection)
     keep_bundle(joint, complete, scores)
+    # `trust`: the user's own settings name the network class
     predictor = Predictor(complete, device=joint.device, settings=cfg.inference, trust=True)
     return TrainedModel(joint, predictor, {"out of fold": scores})
 
@@ -232,9 +236,9 @@ def _describe_folds(
     steps = 0
     training_cases: dict[str, CaseFiles] = {}
     for fold in folds:
-        made = read_provenance(fold.run / SCORES_FILE)
-        minutes += made.training_minutes
-        steps += made.training_steps or 0
+        of_fold = read_provenance(fold.run / SCORES_FILE)
+        minutes += of_fold.training_minutes
+        steps += of_fold.training_steps or 0
         training_cases |= {files.case: files for files in fold.cases("train")}
     return experiment.with_origin(
         folds=len(folds),

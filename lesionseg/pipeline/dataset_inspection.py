@@ -89,10 +89,10 @@ class DatasetInspection:
 
         For test and external cases, no patient may have been used for validation either.
         """
-        seen = {files.patient for files in self.of_role("train")}
+        used_patients = {files.patient for files in self.of_role("train")}
         if role != "validation":
-            seen |= {files.patient for files in self.of_role("validation")}
-        return not seen & {files.patient for files in self.of_role(role)}
+            used_patients |= {files.patient for files in self.of_role("validation")}
+        return not used_patients & {files.patient for files in self.of_role(role)}
 
 
 def inspect_dataset(
@@ -122,13 +122,15 @@ def inspect_dataset(
     require_usable(dataset)
     with bar("Reading the dataset") as advance:
         records = read_records(dataset, statistics, advance)
-    known = {case: found for case, (found, _) in records.items() if found is not None}
-    references = {case: found.reference for case, found in known.items()}
+    # the statistics of the labelled cases; each record also has the digest of the case's files
+    known = {case: one for case, (one, _) in records.items() if one is not None}
+    references = {case: one.reference for case, one in known.items()}
     for line in implausible_lines(find_implausible(dataset, references)):
         log.warning(line)
-    counts = {case: len(found.diameters_mm) for case, found in known.items()}
+    counts = {case: len(one.diameters_mm) for case, one in known.items()}
     require_lesions(dataset, counts, references)
-    sizes = {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()}
+    # the median diameter; 0 for a case without lesions
+    sizes = {case: median(one.diameters_mm or (0.0,)) for case, one in known.items()}
     lesions = LesionStatistics(sizes, {case: one.labels for case, one in references.items()})
     splits = first_splits(dataset, counts, lesions, data, seed)
     development = _development_cases(dataset, splits, data)
@@ -138,15 +140,15 @@ def inspect_dataset(
         file = data.splits or dataset.split_file
         cases = count(len(left_out), "labelled case")
         log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
-    developed = {case: found for case, found in known.items() if case in development}
+    developed = {case: one for case, one in known.items() if case in development}
     return DatasetInspection(
         dataset=dataset,
         fingerprint=fingerprint_of(dataset, list(developed.values())),
         splits=splits,
         counts=counts,
         lesions=lesions,
-        boxed={case: counts[case] for case, found in developed.items() if found.boxed},
-        digests={case: source for case, (_, source) in records.items()},
+        boxed={case: counts[case] for case, one in developed.items() if one.boxed},
+        digests={case: digest for case, (_, digest) in records.items()},
     )
 
 
@@ -227,7 +229,7 @@ def first_splits(
         lesions=lesions,
     )
     trained = [case for case, role in splits.roles.items() if role == "train"]
-    if not any(map(counts.get, trained)):
+    if not any(map(counts.get, trained)):  # each count is 0, or None without a reference
         raise DatasetError(
             f"{data.root}: no training case has a lesion ({splits.note}), so no lesion can be "
             "learned. Move cases with lesions into training."

@@ -27,7 +27,7 @@ from lesionseg.pipeline.score_cases import MatchOptions, ScoredCases, score_case
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 5  # the most patients that a message lists
+_MAX_NAMED = 5  # patients that a message lists
 _VALIDATION = "validation"
 _FOLD = re.compile(r"fold_(\d+)")
 
@@ -73,6 +73,7 @@ def parse_aim(
             "chosen_on_reference= needs chosen_on=, a folder of predictions. Add it, or leave "
             "chosen_on_reference= out."
         )
+    # `auto`, the default aim, is a rate as well
     if rate_confidence is not None and (aim is None or aim.kind not in ("auto", "fp_per_case")):
         raise ConfigError(
             "rate_confidence= applies to a rate. Add operating_point=fp_per_case:1 or another "
@@ -129,12 +130,12 @@ class PointChooser:
         chosen_on = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
         cases = set(tables.cases["case"])
         patients = set(tables.groups)
-        shared = [c.group for c in evaluated if c.case in cases or c.group in patients]
-        if shared:
+        shared_patients = [c.group for c in evaluated if c.case in cases or c.group in patients]
+        if shared_patients:
             log.warning(
                 "The operating point is chosen on patients who are evaluated (%s), so the scores "
                 "are too optimistic. Give predictions of other patients as chosen_on=.",
-                join_names(dict.fromkeys(shared), _SHOWN),
+                join_names(dict.fromkeys(shared_patients), _MAX_NAMED),
             )
             chosen_on = self.options.role
         point = self._choose(tables, self.aim, chosen_on)
@@ -165,6 +166,7 @@ class PointChooser:
             return Selection((self.aim.given,))
         if not scored.matches or selection.point is not None:
             return selection
+        # distances between surfaces have no effect on the choice
         return Selection((self._choose(scored.tables(surface=False), self.aim),))
 
     def _choose(
@@ -208,10 +210,10 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
             folder contains no prediction.
     """
     folds = {
-        int(numbered[1]): fold / _VALIDATION
+        int(match[1]): fold / _VALIDATION
         for fold in [folder, *sorted(folder.glob("fold_*"))]  # or the folder of a single fold
         # the full name must match, so that a copy such as fold_0_old is ignored
-        if (numbered := _FOLD.fullmatch(fold.name)) and (fold / _VALIDATION).is_dir()
+        if (match := _FOLD.fullmatch(fold.name)) and (fold / _VALIDATION).is_dir()
     }
     if not folds:
         if folder.name == "fold_all" or (folder / "fold_all").is_dir():
@@ -219,20 +221,22 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
                 f"{folder}: fold_all was trained on the cases that it validates on. Train folds 0 "
                 "to 4, or give a folder of predictions of other cases."
             )
-        of_run = folder / _VALIDATION
-        return DevelopmentPredictions(find_predictions(of_run if of_run.is_dir() else folder), {})
-    found: dict[str, PredictionFiles] = {}
+        validation_folder = folder / _VALIDATION
+        return DevelopmentPredictions(
+            find_predictions(validation_folder if validation_folder.is_dir() else folder), {}
+        )
+    predictions: dict[str, PredictionFiles] = {}
     fold_of: dict[str, int] = {}
     for number, validation in folds.items():
         for case, files in find_predictions(validation).items():
-            if case in found:
+            if case in predictions:
                 raise DatasetError(
                     f"{validation}: the case {case!r} was validated in another fold, too. Remove "
                     "the predictions that do not belong to this cross-validation."
                 )
-            found[case] = files
+            predictions[case] = files
             fold_of[case] = number
-    return DevelopmentPredictions(found, fold_of)
+    return DevelopmentPredictions(predictions, fold_of)
 
 
 def development_tables(
@@ -277,5 +281,6 @@ def development_tables(
             "chosen_on_reference= (evaluate) or reference= (export)."
         )
     grouped = assign_groups(cases, group, setting="group")
+    # the choice of a point does not depend on zones
     options = replace(options, dataset=dataset, zones=None)
     return score_cases(grouped, predictions.files, options, findings=findings).tables(surface=False)

@@ -115,13 +115,13 @@ class EvaluateOutcome(Outcome):
             *(f"Note:    {note}" for note in comparison_notes(self.scores)),
             f"Wrote:   {self.output / SCORES_FILE}",
         ]
-        for findings, words, folder in (
+        for findings, consequence, folder in (
             (self.failed, "; not in the scores", self.output),
             (self.not_compared, " of the second model; not compared", self.output / SECOND_MODEL),
         ):
             if findings:
                 names = join_names(dict.fromkeys(finding.case for finding in findings))
-                lines.append(f"Failed:  {names}{words}, see {folder / 'cases.csv'}")
+                lines.append(f"Failed:  {names}{consequence}, see {folder / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
         why_not_promised = self.scores.operating_point.why_not_promised
@@ -236,46 +236,51 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     )
     selection = chooser.choose_on_development(cfg.chosen_on, inputs.cases)
     output = Path(cfg.output)
-    of_masks = {"dataset": f"masks in {Path(cfg.reference).name}"}
+    # for a folder of masks; `scores_provenance` replaces it by the name of a dataset
+    without_dataset = {"dataset": f"masks in {Path(cfg.reference).name}"}
     settings = SummarySettings(
         evaluated_on=inputs.role,
         labels=options.lesion_names,
         replicates=cfg.replicates,
         seed=cfg.seed,
-        provenance=of_masks | scores_provenance(cfg.to_plain(), inputs.dataset),
+        provenance=without_dataset | scores_provenance(cfg.to_plain(), inputs.dataset),
         columns=columns,
         subgroups=cfg.subgroups,
     )
     # match both models with the references, score, compare and write
     with KeptPredictions(output, inputs.predictions) as kept:
         scored = inputs.score(replace(options, keep=kept.keep), progress)
-        seen = scored  # with a second model, only the cases that both models are scored on
-        others = None
+        evaluated = scored  # with a second model, only the cases that both models are scored on
+        scored_second = None
         if second is not None and inputs.cases:
-            others = second.score(replace(options, zones=None), progress)
-            seen = scored.shared_with(others)
-            others = others.shared_with(scored)
-            if not seen.matches:
-                raise nothing_scored([*scored.findings, *others.findings])
-        selection = chooser.choose_here(selection, seen)
-        unread = kept.keep_others({files.case for files in inputs.labelled}, options.labels)
-        scored = replace(scored, findings=[*scored.findings, *unread])
+            scored_second = second.score(replace(options, zones=None), progress)
+            evaluated = scored.shared_with(scored_second)
+            scored_second = scored_second.shared_with(scored)
+            if not evaluated.matches:
+                raise nothing_scored([*scored.findings, *scored_second.findings])
+        selection = chooser.choose_here(selection, evaluated)
+        unreadable = kept.keep_others({files.case for files in inputs.labelled}, options.labels)
+        scored = replace(scored, findings=[*scored.findings, *unreadable])
         kept.check_replaceable()  # before anything is written
-        one = inputs.evaluate(scored, settings, selection)
-        scores = one.scores
+        first = inputs.evaluate(scored, settings, selection)
+        scores = first.scores
         if answers is not None:  # before the second model's files, because answers may be wrong
-            scores = replace(scores, rows=(*scores.rows, *adjudicate(one.tables, answers)))
-        if second is not None and others is not None:
-            compared = _score_second_model(cfg, chooser, second, others, settings, one)
-            scores = replace(
-                scores, comparison=compared.scores.comparison, programs=compared.scores.programs
+            scores = replace(scores, rows=(*scores.rows, *adjudicate(first.tables, answers)))
+        if second is not None and scored_second is not None:
+            second_evaluation = _score_second_model(
+                cfg, chooser, second, scored_second, settings, first
             )
-            compared.write(output / SECOND_MODEL)
+            scores = replace(
+                scores,
+                comparison=second_evaluation.scores.comparison,
+                programs=second_evaluation.scores.programs,
+            )
+            second_evaluation.write(output / SECOND_MODEL)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
-        replace(one, scores=scores).write(output)
+        replace(first, scores=scores).write(output)
         written = kept.finish(selection)
-    given = {  # the folders that the advice on `report` names
+    next_settings = {  # the folders that the advice on `report` names
         "images": "SCANS",
         "reference": cfg.reference,
         "prediction": str(written) if written is not None and kept.has_all else cfg.prediction,
@@ -283,11 +288,11 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     return EvaluateOutcome(
         scores,
         output,
-        given,
+        next_settings,
         written,
         failed=tuple(scored.findings),
-        not_compared=tuple(others.findings) if others is not None else (),
-        of_predicted=_score_predicted_cases(one, preset),
+        not_compared=tuple(scored_second.findings) if scored_second is not None else (),
+        of_predicted=_score_predicted_cases(first, preset),
     )
 
 
@@ -379,16 +384,16 @@ def _find_inputs(
     labelled = references.cases
     if not labelled:  # each mask of a folder has an error
         raise nothing_scored(references.findings)
-    found, of_predictions = _list_predictions(folder, labelled)
-    dataset = references.with_labels_of(found, merge_labels=rules.get("merge_labels", False))
-    of_role = cases_of_role(labelled, found, evaluated_on)
+    listed, prediction_errors = _list_predictions(folder, labelled)
+    dataset = references.with_labels_of(listed, merge_labels=rules.get("merge_labels", False))
+    of_role = cases_of_role(labelled, listed, evaluated_on)
     # cases whose files could not be listed are left out of references and predictions
-    concerned = {*(files.case for files in of_role), *found}
-    with_reference = concerned | _cases_to_score(dataset, of_role, references.findings)
-    findings = _join_findings([*references.findings, *of_predictions], with_reference)
+    known_cases = {*(files.case for files in of_role), *listed}
+    with_reference = known_cases | _cases_to_score(dataset, of_role, references.findings)
+    findings = _join_findings([*references.findings, *prediction_errors], with_reference)
     unusable = {finding.case for finding in findings}
     chosen = [files for files in of_role if files.case not in unusable]
-    predictions = {case: files for case, files in found.items() if case not in unusable}
+    predictions = {case: files for case, files in listed.items() if case not in unusable}
     if findings and not chosen:
         raise nothing_scored(findings)
     if chosen and may_score_nothing and not any(files.case in predictions for files in chosen):
@@ -402,6 +407,7 @@ def _find_inputs(
         _log.warning(
             "No case of the reference has the role %s (it has %s). The scores are empty.",
             evaluated_on,
+            # a case without a role counts as a case for training
             " and ".join(sorted({files.role or UNSTATED[0] for files in labelled})),
         )
     roles = {files.role or UNKNOWN_ROLE for files in chosen}
@@ -432,11 +438,11 @@ def _list_predictions(
     Returns:
         The predictions by case id, and the errors of cases whose files cannot be listed.
     """
-    found, findings = list_predictions(folder, labelled)
+    predictions, findings = list_predictions(folder, labelled)
     for finding in findings:
         if finding.severity == "warning":
             _log.warning(finding.message)
-    return found, errors_among(findings)
+    return predictions, errors_among(findings)
 
 
 def _warn_of_same_files(
@@ -445,8 +451,8 @@ def _warn_of_same_files(
     """Warn of predictions that are the file of their reference, which would score perfectly."""
     same: list[str] = []
     for files in cases:
-        found = predictions.get(files.case)
-        paths = [] if found is None else [found.mask, found.instances]
+        prediction = predictions.get(files.case)
+        paths = [] if prediction is None else [prediction.mask, prediction.instances]
         if files.reference and files.reference.resolve() in [p.resolve() for p in paths if p]:
             same.append(files.case)
     if same:
@@ -484,7 +490,7 @@ def _score_second_model(
     second: Inputs,
     scored: ScoredCases,
     settings: SummarySettings,
-    one: Evaluation,
+    first: Evaluation,
 ) -> Evaluation:
     """Score the second model, and compare it with the first model on the second model's cases.
 
@@ -498,25 +504,26 @@ def _score_second_model(
         second: The inputs of the second model.
         scored: The matched cases of the second model.
         settings: The settings of the scores.
-        one: The evaluation of the first model.
+        first: The evaluation of the first model.
 
     Returns:
         The evaluation of the second model. Its scores contain the comparison.
     """
     if chooser.aim is None and cfg.compare_chosen_on is not None:
-        chooser = replace(chooser, aim=one.scores.operating_point.request or DEFAULT_AIM)
+        # the request with which the first model's predictions were made
+        chooser = replace(chooser, aim=first.scores.operating_point.request or DEFAULT_AIM)
     selection = chooser.choose_on_development(cfg.compare_chosen_on, second.cases)
     reason = ""
     try:
-        if cfg.chosen_on is None:
+        if cfg.chosen_on is None:  # the first model's point was chosen on the evaluated cases, too
             selection = chooser.choose_here(selection, scored)
     except ConfigError as error:
         reason = str(error)
-    other = second.evaluate(scored, settings, selection)
-    points = [program.scores.operating_point for program in (one, other)]
+    second_evaluation = second.evaluate(scored, settings, selection)
+    points = [program.scores.operating_point for program in (first, second_evaluation)]
     comparison = compare_models(
-        one.tables.of_cases(other.tables.cases["case"]),
-        other.tables,
+        first.tables.of_cases(second_evaluation.tables.cases["case"]),
+        second_evaluation.tables,
         fp_per_case=scored.preset.fp_per_case,
         margin=cfg.margin,
         replicates=settings.replicates,
@@ -524,23 +531,28 @@ def _score_second_model(
         why_not_at_thresholds=reason or explain_unlike(points),
     )
     programs = tuple(map(ComparedProgram, _name_folders(cfg.prediction, str(cfg.compare)), points))
-    return replace(other, scores=replace(other.scores, comparison=comparison, programs=programs))
+    return replace(
+        second_evaluation,
+        scores=replace(second_evaluation.scores, comparison=comparison, programs=programs),
+    )
 
 
-def _score_predicted_cases(one: Evaluation, preset: Preset) -> Scores | None:
+def _score_predicted_cases(evaluation: Evaluation, preset: Preset) -> Scores | None:
     """Return the scores of only the cases with a prediction, for a column of the printed table.
 
     Return None if all cases have a prediction, because the scores would be the same. The scores
     have no confidence intervals, which need bootstrap replicates.
 
     Args:
-        one: The evaluation of all cases.
+        evaluation: The evaluation of all cases.
         preset: The rule by which candidates and lesions match.
     """
-    if not one.scores.missing_predictions:
+    if not evaluation.scores.missing_predictions:
         return None
-    predicted = one.tables.of_cases(one.tables.cases["case"][one.tables.is_predicted])
-    return summarise(predicted, preset, replace(one.settings, replicates=0))
+    predicted = evaluation.tables.of_cases(
+        evaluation.tables.cases["case"][evaluation.tables.is_predicted]
+    )
+    return summarise(predicted, preset, replace(evaluation.settings, replicates=0))
 
 
 def _name_folders(*folders: str) -> list[str]:
@@ -583,6 +595,7 @@ def _join_findings(findings: Iterable[Finding], cases: Collection[str]) -> list[
     for finding in findings:
         if finding.case in cases:
             messages_of.setdefault(finding.case, []).append(finding.message)
+    # `LISTED` is the kind of errors that are found before a case is read
     return [
         Finding(LISTED, " ".join(messages), case, "error") for case, messages in messages_of.items()
     ]
@@ -625,7 +638,7 @@ def _read_nnunet_model(folder: Path) -> dict[str, Any]:
         known["model"] = "nnU-Net"
     with suppress(LesionsegError, KeyError, TypeError):
         plans = read_json(folder / "plans.json")
-        if plans["configurations"]:  # they are empty if we wrote it
+        if plans["configurations"]:  # lesionseg writes plans.json without configurations
             known["model"] = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
             n_training = read_json(folder / "dataset.json")["numTraining"]
             if isinstance(n_training, int):
@@ -657,9 +670,9 @@ def cases_of_role(
     roles_of_cases = {c.role for c in cases}
     if roles_of_cases == {None}:
         return list(cases)
-    is_source = evaluated_on == "external" and "external" not in roles_of_cases
+    is_only_origin = evaluated_on == "external" and "external" not in roles_of_cases
     roles: set[str | None]
-    if evaluated_on is None or is_source:
+    if evaluated_on is None or is_only_origin:
         roles = {c.role for c in cases if c.case in predicted}
         if not roles:  # nothing is predicted, so all lesions count as missed
             roles = set(roles_of_cases)

@@ -75,6 +75,7 @@ def write_finished(
         page: The path of the report; None if there is no report.
         minutes: The duration of this command.
     """
+    # scores of the validation, of the out-of-fold predictions and of the test, as far as they exist
     scores = [folder / SCORES_FILE for folder in (run, run / "oof", run / "test")]
     bundle = BundleFiles(run / BUNDLE)
     files = [bundle.weights, bundle.plan, *filter(Path.is_file, scores)]

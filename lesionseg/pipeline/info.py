@@ -42,7 +42,7 @@ class InfoOutcome(Outcome):
     settings: Mapping[str, object]
 
     def record(self) -> dict[str, Any]:
-        """Return the details as plain data, for `--json`.
+        """Return the details of model and dataset, and all findings, as plain data, for `--json`.
 
         The value of a model or dataset that was not given is None.
         """
@@ -56,6 +56,7 @@ class InfoOutcome(Outcome):
         """Return lines for the terminal: one per known detail, and the first five findings."""
         lines = [] if self.model is None else self.model.lines()
         known = {name: value for name, value in self.dataset.items() if value}
+        # 8 columns, as for the other names in the output of a command
         lines += [f"{name.capitalize() + ':':<8} {_in_words(known[name])}" for name in known]
         lines += [f"- {it.severity}: {it.message}" for it in self.findings[:_MAX_FINDINGS]]
         n_hidden = len(self.findings) - _MAX_FINDINGS
@@ -68,6 +69,7 @@ class InfoOutcome(Outcome):
         With a model, this is the command that predicts with the model. Without a model, it checks a
         dataset, or predicts a folder of scans with a model that the user has to insert.
         """
+        # without a model there is a dataset
         if self.model is None and self.dataset["layout"] != SCANS:
             return command_line("prepare", {"check": True, **self.settings})
         if self.model is None:
@@ -87,7 +89,8 @@ def info(cfg: InfoConfig) -> InfoOutcome:
     """Collect the details of a model, of a folder, or of both, and check whether they fit together.
 
     They fit if the folder has the model's number of axes and channels. A folder without the layout
-    of a dataset is a folder of scans, whose channels are not known.
+    of a dataset is a folder of scans, whose channels are not known. With the setting
+    `data.annotations`, the folder is always a dataset.
 
     Raises:
         BundleError: If the model cannot be used.
@@ -100,6 +103,7 @@ def info(cfg: InfoConfig) -> InfoOutcome:
     settings: dict[str, object] = {}
     if cfg.data.root is not None:
         root = download(cfg.data.root)
+        # the outcome repeats the user's settings in the command that it prints
         settings = {f"data.{key}": value for key, value in cfg.data.to_plain().items() if value}
         if cfg.data.annotations is None and recognise_layout(root) is None:
             listed = _list_scans(root)
@@ -132,7 +136,7 @@ def _list_scans(source: Path) -> Dataset:
     Raises:
         DatasetError: If no scan is found, or none can be read.
     """
-    found = find_scans(source, channels=1)
+    found = find_scans(source, channels=1)  # the number is not known, so each file is a scan
     cases = found.cases()
     return Dataset(
         name=source.name,
@@ -154,6 +158,7 @@ def _first_dims(cases: Sequence[CaseFiles]) -> int:
     findings: list[Finding] = []
     for files in cases:
         with collect_errors(findings, files.case):
+            # any pixel size will do, because only the number of axes is used
             return read_geometry(files.images[0], pixel_mm=1.0).dims
     raise DatasetError(findings[0].message)
 
@@ -166,7 +171,7 @@ def dataset_info(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     read. The error of the header is then appended to `findings`.
     """
     cases = dataset.cases
-    grid = None
+    grid = None  # of the first case
     for files in cases[:1]:
         with collect_errors(findings, files.case):
             grid = read_geometry(files.images[0], pixel_mm=files.pixel_mm)
@@ -184,6 +189,7 @@ def dataset_info(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
         "axes": dataset.dims,
         "channels": dataset.channel_names,
         "labels": dataset.labels.mask_names,
+        # files of DICOM often have no suffix
         "files": Counter(format_suffix(path).lower() or "DICOM" for path in paths),
         "shape": grid and grid.shape,
         "spacing": grid and grid.spacing_mm,

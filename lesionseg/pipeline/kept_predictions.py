@@ -37,15 +37,19 @@ class KeptPredictions:
         """
         self.results = PredictionFolder(output / FOLDER)
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
-        self._files = {
+        # files with candidates are results of lesionseg, which need no new ones
+        self._from_probabilities = {
             case: files
             for case, files in predictions.items()
             if files.probabilities is not None and files.candidates is None
         }
         # True if all predictions come from probabilities
-        self.has_all = len(self._files) == len(predictions)
-        # the evaluated files, which may be in the folder of the results
-        self._given = {f.candidates.resolve() for f in predictions.values() if f.candidates}
+        self.has_all = len(self._from_probabilities) == len(predictions)
+        # evaluated candidates, which may be in the folder of the results and are not removed there
+        self._evaluated_files = {
+            f.candidates.resolve() for f in predictions.values() if f.candidates
+        }
+        # the image geometry of each case in the temporary folder, by case id
         self._geometry: dict[str, Geometry] = {}
 
     def __enter__(self) -> "KeptPredictions":
@@ -62,7 +66,7 @@ class KeptPredictions:
         prediction does not come from probabilities, or if nnU-Net wrote no mask next to the
         probabilities.
         """
-        files = self._files.get(prediction.case)
+        files = self._from_probabilities.get(prediction.case)
         if files is not None and files.mask is not None:
             self._geometry[prediction.case] = prediction.geometry
             self._write(self._temporary, prediction)
@@ -70,7 +74,9 @@ class KeptPredictions:
     def _write(self, folder: Path, prediction: Prediction) -> None:
         """Write the files of a case. The mask has the same file format as nnU-Net's mask."""
         case = prediction.case
-        write_prediction(folder, prediction, like=self._files[case].mask, row=_kept_row(case))
+        write_prediction(
+            folder, prediction, like=self._from_probabilities[case].mask, row=_kept_row(case)
+        )
 
     def keep_others(self, labelled: Collection[str], labels: Labels | None) -> list[Finding]:
         """Find the candidates of the cases without a reference, and keep them, too.
@@ -84,9 +90,9 @@ class KeptPredictions:
         """
         numbers = LabelNumbers(labels)
         findings: list[Finding] = []
-        for case in sorted(self._files.keys() - labelled):
+        for case in sorted(self._from_probabilities.keys() - labelled):
             try:
-                prediction = numbers.apply(open_prediction(self._files[case]))
+                prediction = numbers.apply(open_prediction(self._from_probabilities[case]))
             except CASE_ERRORS as error:
                 findings.append(Finding.of(error, case))
                 log.warning("Not read, %s: %s", case, error)
@@ -100,7 +106,7 @@ class KeptPredictions:
         Such files are results of `predict` or of other programs, and damaged files.
         """
         for case in self._geometry:
-            self.results.claim(case, _kept_row(case), overwrite=None)
+            self.results.claim(case, _kept_row(case), overwrite=None)  # None: no setting allows it
 
     def finish(self, selection: Selection) -> Path | None:
         """Accept candidates at the operating point, and write all cases to `output/predictions`.
@@ -114,13 +120,14 @@ class KeptPredictions:
             prediction = replace(files.read(geometry=self._geometry[case]), case=case)
             if selection.point is not None:
                 prediction = prediction.accept(selection.point, selection.calibration)
-            with self.results.write_case(case) as part:
-                self._write(part, prediction)
+            with self.results.write_case(case) as new_folder:
+                self._write(new_folder, prediction)
         for case in self.results.cases():
             row = self.results.row(case)
-            is_given = self.results.candidate_file(case).resolve() in self._given
+            is_evaluated = self.results.candidate_file(case).resolve() in self._evaluated_files
+            # the key tells that `evaluate` wrote the result
             is_earlier = row is not None and row.key == _KEY and case not in new
-            if is_earlier and not is_given:
+            if is_earlier and not is_evaluated:
                 self.results.remove(case)
         return self.results.path if new else None
 

@@ -24,7 +24,7 @@ from lesionseg.version import __version__
 log = logging.getLogger(__name__)
 
 Advance = Callable[[str, float, int], None]
-_MAX_PROGRESS_LINES = 20  # in the log of a step
+_MAX_PROGRESS_LINES = 20  # in the log of a step: one per 5 %
 _QUIET_SECONDS = 10.0  # at the beginning of a step, in which its progress is not logged
 LOG = "train.log"
 LOG_FORMAT = logging.Formatter("%(asctime)s %(message)s")
@@ -148,9 +148,9 @@ class _ProgressLog:
         """Start measuring the time of a step. `step` is its name in the log."""
         self._step = step
         self._began = time.monotonic()
-        self._first = math.nan  # the work that was done before the first call
-        self._logged_share = 0
-        self._logged_time = ""
+        self._done_before = math.nan  # work of an earlier run; unknown until the first call
+        self._n_logged_steps = 0  # steps of 5 % that were done at the last logged line
+        self._logged_time = ""  # the remaining time in that line
 
     def __call__(self, item: str, done: float, total: int) -> None:
         """Log progress and remaining time, if a further 5 % are done and the time left has changed.
@@ -163,23 +163,23 @@ class _ProgressLog:
             done: The number of finished items, or the finished fraction if `total` is 1.
             total: The number of all items.
         """
-        if math.isnan(self._first):
+        if math.isnan(self._done_before):
             # new work reports its first item first; resumed work begins in the middle
             is_first_of_several = done == 1 and total > 1
             if is_first_of_several:
-                self._first = 0.0
+                self._done_before = 0.0
             else:
                 self._began = time.monotonic()
-                self._first = done
-        seconds = time.monotonic() - self._began
-        share = int(_MAX_PROGRESS_LINES * done / max(total, 1))
-        # `share` counts the steps of 5 % that are done
-        is_due = share > self._logged_share and seconds > _QUIET_SECONDS
-        if not (is_due and self._first < done < total):
+                self._done_before = done
+        elapsed_s = time.monotonic() - self._began
+        # 20 steps of 5 %; unknown work has the total 0
+        n_steps = int(_MAX_PROGRESS_LINES * done / max(total, 1))
+        is_due = n_steps > self._n_logged_steps and elapsed_s > _QUIET_SECONDS
+        if not (is_due and self._done_before < done < total):
             return
-        self._logged_share = share
-        left = seconds * (total - done) / (done - self._first)  # seconds at the speed so far
-        time_left = f"{left / 60:.0f} minutes" if left > 100 else count(round(left), "second")
+        self._n_logged_steps = n_steps
+        left_s = elapsed_s * (total - done) / (done - self._done_before)  # at the speed so far
+        time_left = f"{left_s / 60:.0f} minutes" if left_s > 100 else count(round(left_s), "second")
         if time_left == self._logged_time:
             return
         self._logged_time = time_left
@@ -218,7 +218,7 @@ def bar(
         yield _ProgressLog(what)
         return
     with Progress(*Progress.get_default_columns(), "{task.fields[item]}", console=console) as drawn:
-        task = drawn.add_task(what, total=None, item="")
+        task = drawn.add_task(what, total=None, item="")  # the first call gives the total
 
         def advance(item: str, done: float, total: int) -> None:
             """Update the bar."""
@@ -248,18 +248,19 @@ class RepeatFilter(logging.Filter):
     def __init__(self) -> None:
         """Begin with no message seen."""
         super().__init__()
-        self._said: set[str] = set()
+        self._earlier_messages: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return False if a file reader (`lesionseg.io`) has logged the same message before.
 
-        Messages of other modules always pass. `logging` drops records for which this returns False.
+        A reader that opens a file repeatedly would otherwise repeat its warnings. Messages of other
+        modules always pass. `logging` drops records for which this returns False.
         """
         if not record.name.startswith("lesionseg.io"):
             return True
         text = record.getMessage()
-        is_new = text not in self._said
-        self._said.add(text)
+        is_new = text not in self._earlier_messages
+        self._earlier_messages.add(text)
         return is_new
 
 
@@ -285,7 +286,7 @@ class BufferedLogHandler(MemoryHandler):
         private: bool,
     ) -> None:
         """Prepare the handler. The file is not opened yet."""
-        super().__init__(capacity=0)
+        super().__init__(capacity=0)  # without effect: `shouldFlush` ignores the number of records
         self.file = file
         self.is_in_use = is_in_use
         self.open = partial(open_log, file, formatter, private=private)
@@ -327,7 +328,7 @@ class LogFile(logging.FileHandler):
         `logging` calls this if a line cannot be written. By default it would print a traceback for
         each line.
         """
-        self.setLevel(sys.maxsize)
+        self.setLevel(sys.maxsize)  # above the level of every record
         reason = sys.exc_info()[1]
         log.warning("%s: the log is incomplete: %s.", self.baseFilename, _system_reason(reason))
 
@@ -345,6 +346,7 @@ def _open_file(path: str, flags: int) -> int:
     """
     if Path(path).is_symlink():
         raise OSError("it is a link")
+    # the umask removes permissions from 0o666, as for other new files
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
@@ -386,12 +388,12 @@ def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
     `logging.lastResort` only while there is no other handler, so `lastResort` is added as well.
     """
     root = logging.getLogger()
-    ours = logging.getLogger("lesionseg")
-    level = ours.level
+    package_logger = logging.getLogger("lesionseg")
+    level = package_logger.level
     handlers = [*own]
     if not root.handlers and logging.lastResort:
         handlers.append(logging.lastResort)
-        ours.setLevel(logging.INFO)
+        package_logger.setLevel(logging.INFO)
     for handler in handlers:
         root.addHandler(handler)
     try:
@@ -399,7 +401,7 @@ def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
     finally:
         for handler in handlers:
             root.removeHandler(handler)
-        ours.setLevel(level)
+        package_logger.setLevel(level)
 
 
 @contextmanager
@@ -428,9 +430,9 @@ def run_log(run: Path, *, private: bool = False) -> Iterator[Callable[[str], Non
             note(f"lesionseg {__version__} started or resumed.")
             yield note
     except BaseException as error:
-        known = isinstance(error, LesionsegError | KeyboardInterrupt)
+        is_expected = isinstance(error, LesionsegError | KeyboardInterrupt)
         with suppress(OutputError):  # the log itself may be the file that cannot be written
-            note(f"{type(error).__name__}: {error}" if known else traceback.format_exc())
+            note(f"{type(error).__name__}: {error}" if is_expected else traceback.format_exc())
         raise
     finally:
         handler.close()

@@ -17,9 +17,10 @@ def find_recipe(command: str) -> Callable[..., Any]:
     Raises:
         ConfigError: If the command belongs to an extra that is not installed.
     """
+    # the commands of extras have no settings class here
     is_core = COMMANDS.kinds[command]
-    home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
-    result: Callable[..., Any] = getattr(home, command)
+    module = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
+    result: Callable[..., Any] = getattr(module, command)
     return result
 
 

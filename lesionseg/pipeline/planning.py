@@ -126,6 +126,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
 
     def run_steps(tried: Plan) -> None:
         """Try training steps with a plan, which shows if they fit into the memory of the GPU."""
+        # a class of the user is trusted, because the settings name it
         network = build_network(tried, architectures=TRUSTED)
         objective = make_objective(tried, cfg.loss, cfg.detection)
         try_steps(LesionModule(network, objective, cfg.trainer, cfg.optim))
@@ -168,7 +169,7 @@ def _warn_of_unused_losses(architecture: str, loss: LossConfig, detection: Detec
             "model=%s predicts boxes only, so %s is ignored. Use detection.alpha=%s and "
             "detection.gamma=%s instead.",
             architecture,
-            loss.target.rpartition(".")[2],
+            loss.target.rpartition(".")[2],  # the name of the class
             detection.alpha,
             detection.gamma,
         )
@@ -198,7 +199,8 @@ def describe_tile(plan: Plan) -> str:
     """Return a tile's shape and voxel size as text, such as "96 × 96 × 96 voxels of 1 × 1 × 1 mm".
 
     In 2-D, a pixel size of exactly 1 mm counts as unknown and is left out, because file readers
-    assume 1 mm if a file does not contain the size.
+    assume 1 mm if a file does not contain the size. The size of a pixel of the tile is then in
+    pixels of the image, and is left out if the two are equal.
     """
     tile = describe_sides(plan.tile_shape)
     size = describe_sides(plan.spacing_mm)
@@ -272,30 +274,31 @@ def _make_plan(experiment: Experiment) -> Plan:
         require_device(trainer.accelerator)  # before a plan for another device is written
     device = "cuda" if is_for_other_machine else training_device(trainer.accelerator)
     # initial weights or a pretrained backbone determine the stages of the network (`pyramid`)
-    before = _plan_before(model.init_from, extra)
+    start_plan = _plan_before(model.init_from, extra)
     dims = inspection.fingerprint.dims
     pyramid = checkpoint_architecture(model, dims)
     if pyramid is None and model.backbone:
         n_channels = len(inspection.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
-    width = Decision(model, "")
-    if pyramid is None and before is None and may_be_narrow(model, inspection.fingerprint):
-        width = narrow_if_short(model, trainer, device)
+    narrowed = Decision(model, "")
+    if pyramid is None and start_plan is None and may_be_narrow(model, inspection.fingerprint):
+        narrowed = narrow_if_short(model, trainer, device)
     plan = make_plan(
         inspection.fingerprint,
         inspection.dataset,
+        # 1 GB is 1e9 bytes
         memory_gb=trainer.memory_gb or _memory_bytes(device) / 1e9,
         device=device,
-        overrides=width.value,
-        before=before,
+        overrides=narrowed.value,
+        before=start_plan,
         step_memory=step_gb,
         pyramid=pyramid,
     ).with_(prepare_extra=tuple(extra))
-    if width.reason:
-        plan = plan.with_(reasons={**plan.reasons, "features": width.reason})
+    if narrowed.reason:
+        plan = plan.with_(reasons={**plan.reasons, "features": narrowed.reason})
     plan = probe_network(
         plan,
-        by_hand=bool(model.tile_shape or before),
+        by_hand=bool(model.tile_shape or start_plan),
         keeps_batch=model.batch_size is not None,
     )
     for decision, reason in plan.reasons.items():
@@ -448,6 +451,7 @@ def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConf
         alpha, gamma = make_detection_loss(detection).link or (None, None)
         anchors = replace(planned_anchors(plan), alpha=to_tuples(alpha), gamma=gamma)
         plan = plan.with_(anchors=anchors)
+    # a loss without a correction, such as the user's own, has no attribute `link`
     link = getattr(make_loss(loss, plan.activation, has_boxes=plan.has_boxes), "link", None)
     if link is None:
         return plan.with_(link=None)
@@ -462,7 +466,7 @@ def try_augmentation(plan: Plan, extra: Sequence[Spec]) -> None:
     """
     if not extra:
         return
-    batch = noise_batch(plan, 1)
+    batch = noise_batch(plan, n_tiles=1)
     affine = np.eye(plan.dims + 1)
     tile = {
         "image": as_meta_tensor(batch["image"][0], affine),
@@ -480,7 +484,7 @@ def check_losses(objective: Objective) -> None:
     The losses are computed once, on a tile of noise and logits of zero, before the run begins.
     """
     plan = objective.plan
-    targets = objective.targets(noise_batch(plan, 1))
+    targets = objective.targets(noise_batch(plan, n_tiles=1))
     voxels = torch.zeros((1, n_logits(plan), *plan.tile_shape))
     output: Any = [voxels]  # a network of masks returns a list of scales, a detector its heads
     if targets.anchors is not None:
@@ -491,4 +495,5 @@ def check_losses(objective: Objective) -> None:
             segmentation=(voxels,),
         )
     with torch.no_grad():
+        # any divisors will do, because only an error matters
         objective.terms(output, targets, torch.ones_like(targets.counts()))

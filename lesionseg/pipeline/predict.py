@@ -71,6 +71,7 @@ def predict(
     """
     if cfg.engine == "ray":  # its processes run in another folder
         cfg = cfg.with_absolute_paths()
+    # of an output at a URL, only tables, logs and JSON files are needed, not the masks
     folder = download(cfg.output, new=True, endings=_DOWNLOADED)
     _check_places(cfg.input, folder)  # before the log is written into the folder
     shard = Shard(cfg.shard_index, cfg.num_shards)
@@ -116,6 +117,7 @@ def _predict(
             source = download(cfg.input)
             found = find_input_scans(source, folder, plan, cfg)
         else:
+            # a PACS is an archive: the user did not choose each of its scans
             unwanted = partial(explain_skipped, cfg=cfg.series, plan=plan, archive=True)
             found = pacs.find_scans(fetched, unwanted)
     except DatasetError:
@@ -128,9 +130,9 @@ def _predict(
     outputs.check(scans)
     if work.zones is not None:
         work.zones.check([scan.case for scan in found.scans])
-    listed = f"{count(len(found.scans), 'scan')} in {cfg.input}."
+    scans_in_input = f"{count(len(found.scans), 'scan')} in {cfg.input}."
     share = f"Shard {shard.index} of {shard.n_shards} predicts {len(scans) or 'none'} of "
-    log.note("input", listed if shard.is_whole else share + listed)
+    log.note("input", scans_in_input if shard.is_whole else share + scans_in_input)
     with (
         claim_table(folder, shard.table),
         _temporary_folder(fetched),
@@ -138,16 +140,19 @@ def _predict(
     ):
         # prepare the output folder
         results = PredictionFolder(folder, cfg.output, cfg.names)
-        first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
-        _describe_output(results, cfg.output, plan, first if cfg.save_probabilities else None)
+        example_file = next((scan.files.images[0] for scan in scans if scan.files.images), None)
+        _describe_output(
+            results, cfg.output, plan, example_file if cfg.save_probabilities else None
+        )
         if shard.is_whole:  # another shard may be writing its cases now
             for case in results.recover_all():
                 logger.info("The results of %s, from an interrupted run, were completed.", case)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         # predict, and write each row as soon as its scan is finished
         with closing(PredictionIndex(folder / shard.table, results, cfg.output)) as index:
-            for kind in found.left_out if shard.index == 0 else ():
-                index.put(CaseRow(kind.file, status="skipped", message=f"{kind.message}."))
+            # notes on files that are not scans; the first shard writes them for all
+            for note in found.left_out if shard.index == 0 else ():
+                index.put(CaseRow(note.file, status="skipped", message=f"{note.message}."))
             rows: list[CaseRow] = []
             with closing(_run_engine(work, scans, index, architectures)) as finished:
                 for finished_row in finished:
@@ -181,6 +186,7 @@ def _find_new_drifts(results: PredictionFolder, rows: Sequence[CaseRow]) -> tupl
     scan, which was not predicted again, does not count as a scan of this run.
     """
     new = {row.case for row in rows if not row.is_unchanged}
+    # each watched value is a series of numbers, such as volumes, of all scans of a model
     drifts = [drift for value in watch(results) for drift in value.find_drifts()]
     return tuple(drift.sentence for drift in drifts if new & {row.case for row in drift.rows})
 
@@ -267,7 +273,8 @@ def _record_row(
     if not (row.is_unchanged or index.has_earlier(row)):
         log.note_case(row)
     if row.status == "failed" and not row.is_unchanged:
-        extra = {"of_case": True}  # the files have the line of `note_case` instead
+        # `of_case` keeps it out of the log files, which have the line of `note_case` instead
+        extra = {"of_case": True}
         logger.warning("%s failed: %s", row.case, row.message, extra=extra)
 
 
@@ -381,7 +388,7 @@ def _check_places(place: str, output: Path) -> None:
     is_table = source.is_file() and source.suffix.lower() == ".csv"
     if is_url(place) or is_table or not output.exists():
         return
-    # wildcards are names that no folder has
+    # a source with wildcards does not exist itself, but its parents do
     if any(folder.exists() and folder.samefile(output) for folder in (source, *source.parents)):
         raise ConfigError(
             f"output={output} contains the input {place}, so its scans would count as results. "
