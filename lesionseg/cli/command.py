@@ -85,9 +85,9 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     if (topic := _help_topic(argv)) is not None:
         return _print_help(command, program, topic)
     # other packages show only warnings: their further messages, such as on fonts, help no user
-    shown = _TerminalHandler()
-    shown.setLevel(logging.INFO)  # details go to the log of a run
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
+    terminal = _TerminalHandler()
+    terminal.setLevel(logging.INFO)  # details go to the log of a run
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[terminal])
     logging.getLogger("lesionseg").setLevel(logging.DEBUG)
     _end_at_stop_signals()
     # Waiting threads of libgomp spin, so two commands on the same cores would halve each other's
@@ -153,7 +153,7 @@ def _print_help(command: str, program: str | None, topic: str) -> int:
     """
     try:
         if COMMANDS.kinds[command] is None:
-            find_extra(command)
+            find_extra(command)  # raises an error if the extra is missing
         print_line(help_page(command, program, topic))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
@@ -283,8 +283,8 @@ def multirun(command: str, argv: Sequence[str]) -> int:
                 statuses.append(print_outcome(run_recipe(command, read(COMMANDS[command], plain))))
         except LesionsegError as error:  # of several jobs that fail, Hydra raises only one error
             job = HydraConfig.get()
-            own = [text for text in job.overrides.task if key_of(text) in swept]
-            log.error("Job %s (%s): %s", job.job.num, ", ".join(own), error)
+            swept_overrides = [text for text in job.overrides.task if key_of(text) in swept]
+            log.error("Job %s (%s): %s", job.job.num, ", ".join(swept_overrides), error)
             raise
         return statuses[-1]
 
@@ -292,10 +292,10 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     sys.argv = [command, "--multirun", *overrides]  # `hydra.main` reads its arguments only here
     try:
         with _restore_logging():
-            as_job = hydra.main(
+            as_hydra_program = hydra.main(
                 version_base="1.3", config_path=str(conf_dir()), config_name=command
             )
-            as_job(run_job)()
+            as_hydra_program(run_job)()
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     # a launcher runs jobs in other processes, which raise if they fail and leave no status here

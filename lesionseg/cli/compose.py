@@ -27,7 +27,7 @@ from lesionseg.errors import ConfigError, suggest
 from lesionseg.pipeline.log import command_line, in_quotes
 
 SEARCHPATH = "hydra.searchpath"
-_HYDRA = Lock()
+_HYDRA_LOCK = Lock()
 # sections whose keys are not listed in `conf/`: the class that uses them checks them
 OPEN_SECTIONS = ("model.network.", "model.backbone.", "data.phantoms.", "trainer.lightning.")
 # long names of flags by their short names
@@ -69,7 +69,7 @@ def compose_files(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with _HYDRA:
+    with _HYDRA_LOCK:  # Hydra's state is global, so only one thread may compose
         outer = GlobalHydra.instance().hydra  # set in the job of a multirun or by the user
         GlobalHydra.instance().clear()
         try:
@@ -77,7 +77,7 @@ def compose_files(
                 cfg = compose(command, overrides=list(overrides))
                 plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-            text = str(error) or str(error.__cause__)
+            text = str(error) or str(error.__cause__)  # some errors of Hydra have no text
             raise ConfigError(text.partition("\n")[0]) from error
         finally:
             GlobalHydra.instance().hydra = outer
@@ -92,7 +92,7 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
             has a wrong value.
     """
     plain = compose_plain(command, argv)
-    require_given(command, plain, f" ({command_line(command)} --help has examples)")
+    require_given(command, plain, advice=f" ({command_line(command)} --help has examples)")
     return read(COMMANDS[command], plain)
 
 
@@ -138,20 +138,20 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     # quote texts, and check the options of groups
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
     # the default of the only group that may be empty, which Hydra does not accept as an override
-    chosen = [argument for argument in argv if argument.lstrip("+") != "experiment=null"]
-    overrides = [quote_text(argument, texts, sweeps=sweeps) for argument in chosen]
+    arguments = [argument for argument in argv if argument.lstrip("+") != "experiment=null"]
+    overrides = [quote_text(argument, texts, sweeps=sweeps) for argument in arguments]
     options = options_of_groups(command, overrides)
-    # `~key` has no value
+    # the values without their quotes; `~key` has no value
     values = {
         key_of(o): o.partition("=")[2].strip("'\"") for o in overrides if not o.startswith("~")
     }
     _check_options(options, values)
     # the chosen options and the user's folders decide which keys exist; several options of a
     # multirun, `a,b`, cannot be composed at once
-    deciding = [
+    choosing = [
         o for o in overrides if key_of(o) == SEARCHPATH or (key_of(o) in options and "," not in o)
     ]
-    composed = compose_files(command, tuple(deciding))
+    composed = compose_files(command, tuple(choosing))
     known = [*options, *(key for key, _ in dotted_items(composed))]
     open_sections: tuple[str, ...] = OPEN_SECTIONS
     if values.get("loss") == "custom":
@@ -161,6 +161,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     for override in overrides:
         key = key_of(override)
         adds_key = override.startswith("+") and "." in key
+        # the settings of Hydra itself are in no file of this program
         is_known = key in known or key.startswith("hydra")
         if override.startswith("~"):
             result.append(override)
@@ -210,15 +211,15 @@ def _user_folders(overrides: Sequence[str]) -> list[Path]:
     path, and a Python package as `pkg://…`. Raise `ConfigError` if a folder or a package does not
     exist, or if Hydra cannot read the value.
     """
-    given = [override for override in overrides if key_of(override) == SEARCHPATH]
-    if not given:
+    searchpaths = [override for override in overrides if key_of(override) == SEARCHPATH]
+    if not searchpaths:
         return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:  # Hydra searches the folders of the first override
         # a list of folders, or a single one
-        places: Any = OverridesParser.create().parse_override(given[0]).value()
+        places: Any = OverridesParser.create().parse_override(searchpaths[0]).value()
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     folders: list[Path] = []
@@ -250,6 +251,7 @@ def _guess_key(command: str, flag: str = "") -> str | None:
     >>> _guess_key("evaluate"), _guess_key("report")
     ('reference', 'scores')
     """
+    # each command has `private`, which no user means by another flag
     known = [key for key, _ in keys(COMMANDS[command]) if key != "private"]
     name = flag.lstrip("-").replace("-", "_")
     if not name:

@@ -26,6 +26,7 @@ def command_list() -> str:
     names = [*COMMANDS.kinds, *missing]
     sentences = dict.fromkeys(names, "is missing: this installation lacks the extra.")
     sentences |= {name: summary(name) for name in COMMANDS}
+    # the sentences begin in column 12: 2 spaces, 9 for the name, and a space
     return "\n".join(
         fill(sentence, _WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
         for name, sentence in sentences.items()
@@ -47,8 +48,8 @@ def most_used_settings(command: str) -> list[str]:
     They are in the line `# Most used: …` in `conf/<command>.yaml`.
     """
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
-    found = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
-    return found[1].split() if found else []
+    match = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
+    return match[1].split() if match else []
 
 
 def help_page(command: str, program: str | None, topic: str) -> str:
@@ -64,24 +65,24 @@ def help_page(command: str, program: str | None, topic: str) -> str:
         ConfigError: If the command has no such topic.
     """
     # a page on one topic, or on all settings
-    own = dict(
+    line_of = dict(
         _setting_entries([line for file in files_of(command) for line in setting_lines(file)])
     )
-    known = options_of_groups(command)
-    sections = {key.partition(".")[0] for key in own if "." in key}
-    lines = _group_lines(topic, known[topic]) if topic in known else []
+    options_of = options_of_groups(command)
+    sections = {key.partition(".")[0] for key in line_of if "." in key}
+    lines = _group_lines(topic, options_of[topic]) if topic in options_of else []
     if topic in sections:  # a command may add settings to a group
-        of_section = [line for key, line in own.items() if key.startswith(f"{topic}.")]
+        of_section = [line for key, line in line_of.items() if key.startswith(f"{topic}.")]
         lines += [f"{topic}.key=value:", *_fit_lines(of_section)]
     if lines:
         return "\n".join(lines)
     if topic == _EVERYTHING:
-        lines = ["key=value, or section.key=value:", *_fit_lines(own.values())]
-        for group, options in known.items():
+        lines = ["key=value, or section.key=value:", *_fit_lines(line_of.values())]
+        for group, options in options_of.items():
             lines += ["", *_group_lines(group, options)]
         return "\n".join(lines)
     if topic:
-        near = suggest(topic, [*known, *sections, _EVERYTHING])
+        near = suggest(topic, [*options_of, *sections, _EVERYTHING])
         raise ConfigError(f"--help={topic}: {command} has no group or section of this name.{near}")
     # the overview of the command
     start = f"{program} {command}" if program else f"python scripts/{command}.py"
@@ -89,16 +90,17 @@ def help_page(command: str, program: str | None, topic: str) -> str:
     for example in examples(command):
         lines.append(_break_lines(f"{start} {example}"))
     lines += ["", "Most used (key=value):"]
-    for group, options in known.items():
+    for group, options in options_of.items():
         for option in options:
             in_group = _setting_entries(
                 setting_lines(conf_dir() / group / f"{option}.yaml"), f"{group}."
             )
-            own = {**dict(in_group), **own}
+            line_of = {**dict(in_group), **line_of}  # the first option that has a key counts
     for key in most_used_settings(command):
-        comment = own.get(key, "").partition(" # ")[2]
-        lines += _align(key, comment or f"{', '.join(known[key])} (--help={key})")
-    topics = dict.fromkeys((*known, *sorted(sections)))
+        # the comment at the end of the line; a group has its options instead
+        comment = line_of.get(key, "").partition(" # ")[2]
+        lines += _align(key, comment or f"{', '.join(options_of[key])} (--help={key})")
+    topics = dict.fromkeys((*options_of, *sorted(sections)))
     more = ", ".join(f"--help={name}" for name in (*topics, _EVERYTHING))
     lines += ["", *wrap(f"More: {more}", _WIDTH, break_on_hyphens=False)]
     lines += [f"--help={_EVERYTHING} lists every setting.", ""]
@@ -145,7 +147,7 @@ def _align(name: str, text: str) -> list[str]:
     A name that is too long for the left column has a line of its own.
     """
     lines = wrap(text, _WIDTH - _COLUMN, break_long_words=False) or [""]
-    if len(name) + 4 > _COLUMN:
+    if len(name) + 4 > _COLUMN:  # with two spaces on each side
         return [f"  {name}", *(" " * _COLUMN + line for line in lines)]
     rest = [" " * _COLUMN + line for line in lines[1:]]
     return [f"  {name:<{_COLUMN - 2}}{lines[0]}".rstrip(), *rest]
@@ -153,6 +155,7 @@ def _align(name: str, text: str) -> list[str]:
 
 def _break_lines(example: str) -> str:
     """Break a long command into lines for the shell. All lines but the last end in a backslash."""
+    # 4 columns are for the margin and the backslash
     lines = wrap(example, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
     return "  " + " \\\n      ".join(lines)
 
@@ -165,6 +168,7 @@ def _fit_lines(lines: Iterable[str], indent: int = 2) -> list[str]:
         if not mark or len(line) + indent <= _WIDTH:
             fitted.append(" " * indent + line)
             continue
+        # the comment is indented by 4 more than its key
         margin = " " * (len(setting) - len(setting.lstrip()) + 4) + "# "
         fitted.append(setting.rstrip())
         fitted += wrap(comment, _WIDTH, initial_indent=margin, subsequent_indent=margin)

@@ -46,6 +46,7 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
         for kind in field.metadata:
             if not isinstance(kind, PathKind):
                 continue
+            # one path, several paths, or None
             for path in [value] if isinstance(value, str) else value or ():
                 _require_place(kind, key, path)
                 if not is_url(path) and (kind is not PathKind.DATASET or has_layout):

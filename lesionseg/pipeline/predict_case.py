@@ -176,7 +176,7 @@ class CaseWork:
         self.bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
         self.predictor = make_predictor(cfg, architectures)
         self.zones = open_zones(cfg.zones, cfg.inference.keep_zones)
-        self.budget = memory_budget(cfg.inference)
+        self.budget = memory_budget(cfg.inference)  # in bytes
 
     def predict(
         self, scans: Sequence[Scan], results: PredictionFolder, digests: Digests
@@ -200,8 +200,9 @@ class CaseWork:
         read = partial(self.attempt, self.read)
         infer = partial(self.attempt, self.infer)
         write = partial(self.attempt, self.write)
+        # each step catches its own error, so that the other scans are predicted
         for item in read_ahead(started, read, infer, write, fits=self.fits):
-            item.scan.release()
+            item.scan.release()  # removes the files that were fetched from a PACS
             yield item.row
 
     def attempt(self, step: Callable[..., Any], item: StartedScan, *made: Any) -> Any:
@@ -209,7 +210,7 @@ class CaseWork:
 
         If the row is already final, the step is not run. An error makes the row final (failed). In
         both cases the scan itself is returned in place of a result. The duration and the peak
-        memory are added to the row.
+        memory are added to the row, unless the row is that of an earlier run.
 
         Args:
             step: `read`, `infer` or `write`.
@@ -235,7 +236,8 @@ class CaseWork:
         If an earlier run has failed with the same message on the same content, the row of that run
         is repeated. Otherwise, the traceback is logged.
         """
-        text = str(error) or repr(error)
+        text = str(error) or repr(error)  # some errors of libraries have no text
+        # without a key, a later run tries the scan again
         key = item.row.key if _is_final(error) else ""
         if isinstance(error, ConflictError):
             key = CaseRow.CONFLICT
@@ -270,10 +272,11 @@ class CaseWork:
             return True
         for item in unfinished:
             if item.n_bytes is None and item.scan.is_present:
-                item.n_bytes = 0
+                item.n_bytes = 0  # it stays 0 if the header cannot be read
                 if item.scan.problem or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
+                    # 1 mm if the file states no pixel size; an estimate is enough
                     geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
         # scans that are not fetched yet count as much as the largest known scan
@@ -322,6 +325,7 @@ class CaseWork:
             scan.case,
             item.row,
             overwrite=self.cfg.overwrite,
+            # a detector finds boxes and writes no mask
             needs_mask=plan.candidate_rule.source != "detection",
             needs_preview=self.cfg.preview,
         ) or self._earlier_failure(item.row)
@@ -339,7 +343,7 @@ class CaseWork:
             item.update(**read_acquisition(scan.dicom.files[0]))
         prepared = self.predictor.prepare(scan.files)
         item.scan.require_unchanged(item.row.state)
-        trim_memory()
+        trim_memory()  # gives the memory of the file's voxels back to the system
         return prepared
 
     def _require_zones(self, case: str) -> None:
@@ -450,15 +454,15 @@ class CaseWork:
         labels = self.predictor.plan.labels
         probabilities = np.zeros((len(labels), *inferred.file_geometry.shape), np.float16)
 
-        def keep(label: int, first: int, slab: Slab) -> None:
+        def copy_slab(label: int, first: int, slab: Slab) -> None:
             """Copy the probabilities of a label in the slices from `first` on into the array."""
             probabilities[label, first : first + len(slab)] = slab
 
-        prediction = self.predictor.decide(inferred, case, keep)
+        prediction = self.predictor.decide(inferred, case, on_slab=copy_slab)
         if self.cfg.names == "nnunet":
             grid = inferred.file_geometry
-            is_region = bool(labels.regions)
-            write_probabilities(new_files, case, probabilities, grid, are_regions=is_region)
+            are_regions = bool(labels.regions)
+            write_probabilities(new_files, case, probabilities, grid, are_regions=are_regions)
         else:
             np.savez_compressed(new_files / f"{case}{PROBABILITIES}", probabilities=probabilities)
         return prediction
@@ -473,7 +477,7 @@ class CaseWork:
         """
         if self.zones is None:
             return [], prediction
-        # a mask that is a picture states no pixel size and has that of the scan
+        # a mask that is a picture states no pixel size and has that of the scan, in both directions
         pixel_mm = inferred.file_geometry.spacing_mm[0]
         zones = self.zones.read(case, pixel_mm)
         if zones is None:
@@ -482,9 +486,9 @@ class CaseWork:
         values = [value for value in present_values(zones.values) if value > 0]
         names = [zones.names.get(value, str(value)) for value in values]
         prediction = prediction.with_zones(zone_of)
-        kept = self.cfg.inference.keep_zones
-        if kept is not None:
-            prediction = prediction.reject_outside_zones(kept)
+        zones_to_keep = self.cfg.inference.keep_zones
+        if zones_to_keep is not None:
+            prediction = prediction.reject_outside_zones(zones_to_keep)
         return names, prediction
 
     def _result_key(self, files: CaseFiles, digest: str) -> str:
@@ -505,7 +509,7 @@ class CaseWork:
         model = (self.bundle, inference, self.predictor.operating_point(), cfg.pixel_mm)
         output = (cfg.save_probabilities, cfg.names, self.outputs.written, zones, zone_mask)
         text = repr((__version__, model, output, files.missing, files.pixel_mm, digest))
-        return digest_of(text)[:16]
+        return digest_of(text)[:16]  # 64 bits are enough to tell results apart
 
 
 def _skip(item: StartedScan, reason: str) -> None:
@@ -540,6 +544,8 @@ def _is_final(error: Exception) -> bool:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
-            return False  # a disk, a network or a permission
+            # a lack of memory, or an error of the system, which has a number (`errno`), unlike an
+            # `OSError` that a reader raises for a damaged file
+            return False
         cause = cause.__cause__  # the error from which this one was raised
     return isinstance(error, CASE_ERRORS)

@@ -67,8 +67,8 @@ class PredictLog:
         """Write a line on a finished scan: its status, candidates, seconds and warnings."""
         text = f"{row.case}: {row.status}"
         if row.is_done:
-            found = count(row.n_candidates or 0, "candidate")
-            text += f", {found}, {row.n_accepted} accepted, {row.seconds:.1f} s"
+            candidates = count(row.n_candidates or 0, "candidate")
+            text += f", {candidates}, {row.n_accepted} accepted, {row.seconds:.1f} s"
         text += "".join(f". {each}" for each in (row.warning, row.message) if each)
         self.note("case", text, _LEVELS.get(row.status, logging.INFO), row)
 

@@ -62,6 +62,7 @@ class PredictOutcome(Outcome):
         scans, and at least half of the scans that were predicted in this run.
         """
         new = [row for row in self.rows if row.is_done and not row.is_unchanged]
+        # the number of scans whose results were withheld
         n = sum(row.message.startswith(Outputs.WITHHELD) for row in new)
         if n < max(_MIN_WITHHELD, len(new) / 2):
             return ""
@@ -77,15 +78,16 @@ class PredictOutcome(Outcome):
         The kinds are predicted, unchanged, failed, warned, blank, skipped and sent. The last lines
         are the notes on files that are no scans.
         """
+        # the number of scans with each status, and that of failures of an earlier run
         n = Counter(row.status for row in self.rows)
-        known = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
-        kept = sum(row.is_done and row.is_unchanged for row in self.rows)
-        predicted = sum(row.is_done for row in self.rows) - kept
+        n_old = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
+        n_kept = sum(row.is_done and row.is_unchanged for row in self.rows)
+        predicted = sum(row.is_done for row in self.rows) - n_kept
         accepted = count(sum(row.n_accepted or 0 for row in self.rows), "candidate")
-        before = f", {known} failed before and unchanged" if known else ""
+        old = f", {n_old} failed before and unchanged" if n_old else ""
         lines = [
-            f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {kept} kept "
-            f"from an earlier run, {n['failed'] - known} failed{before}; {accepted} accepted."
+            f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {n_kept} kept "
+            f"from an earlier run, {n['failed'] - n_old} failed{old}; {accepted} accepted."
         ]
         if n["warned"]:
             unlike = count(n["warned"], "scan is", "scans are")
@@ -147,5 +149,6 @@ class PredictOutcome(Outcome):
             return None
         return command_line(
             "evaluate",
+            # the user replaces the words in capitals
             {"reference": "MASKS", "prediction": self.folder, "output": "SCORES"},
         )

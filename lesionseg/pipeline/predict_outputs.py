@@ -14,7 +14,7 @@ from lesionseg.io.volumes import is_dicom_image
 
 logger = logging.getLogger(__name__)
 
-_MISSING = (
+_EXTRA_MISSING = (
     "No DICOM results: this installation lacks the extra, lesionseg/extras/pacs. Install lesionseg "
     "again to add it, or set dicom_output=false."
 )
@@ -41,10 +41,10 @@ class Outputs:
 
     def __init__(self, written: bool | Literal["all"] = False, reason: str = "") -> None:
         """Begin with no file sent."""
-        self.written = written
-        self.sent: list[str] = []
-        self.unsent: dict[str, str] = {}
-        self._reason = reason
+        self.written = written  # the setting `dicom_output`
+        self.sent: list[str] = []  # case ids
+        self.unsent: dict[str, str] = {}  # the reasons by case id
+        self._why_no_dicom = reason  # a sentence for the rows of DICOM scans; "" if not expected
 
     def check(self, scans: Sequence[Scan]) -> None:
         """Check before the first scan that the further files of these scans can be written.
@@ -52,8 +52,8 @@ class Outputs:
         This class warns if a DICOM scan will have no DICOM results. A subclass raises
         `ConfigError`.
         """
-        if self._reason and any(scan.dicom for scan in scans):
-            logger.warning("%s", self._reason)
+        if self._why_no_dicom and any(scan.dicom for scan in scans):
+            logger.warning("%s", self._why_no_dicom)
 
     def add_files(
         self,
@@ -76,8 +76,8 @@ class Outputs:
             mask_names: The names of the values of the mask.
             folder: The folder of the new files.
         """
-        if self._reason and is_dicom_image(scan.files.images[0]):
-            return self._reason
+        if self._why_no_dicom and is_dicom_image(scan.files.images[0]):
+            return self._why_no_dicom
         return ""
 
     def after_commit(self, case: str, results: PredictionFolder) -> str:
@@ -114,4 +114,4 @@ def open_outputs(dicom_output: bool | Literal["all"], send: str | None) -> Outpu
         setting = "dicom_output=all" if send is None else "send"
         result: Outputs = find_extra("pacs", setting).DicomOutputs(dicom_output, send)
         return result
-    return Outputs(reason=_MISSING)
+    return Outputs(reason=_EXTRA_MISSING)

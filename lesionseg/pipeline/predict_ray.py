@@ -75,12 +75,16 @@ def predict_on_ray(
         n_actors, resources = _share_cluster(cfg.device, len(scans))
         max_memory_gb = cfg.inference.max_memory_gb
         if not max_memory_gb:  # all actors may run on one machine
+            # from bytes to GB
             max_memory_gb = default_budget() / 1e9 / max(n_actors, 1)
         inference = cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb})
         # this process sends results
         cfg = cfg.model_copy(update={"inference": inference, "send": None})
         actor_class = ray.remote(_Actor).options(
-            max_restarts=-1, max_task_retries=ATTEMPTS - 1, **resources
+            # a dead actor is always restarted; of the attempts at a group, the first is no retry
+            max_restarts=-1,
+            max_task_retries=ATTEMPTS - 1,
+            **resources,
         )
         actors = [
             actor_class.remote(cfg, output.resolve(), digests_ref, architectures_ref)
@@ -103,18 +107,19 @@ def _share_cluster(device: str, n_scans: int) -> tuple[int, dict[str, int | None
     """
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
-    cores = int(ray.cluster_resources().get("CPU", 0))
-    if not cores:
+    n_gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
+    n_cores = int(ray.cluster_resources().get("CPU", 0))
+    if not n_cores:
         raise ConfigError(
             "engine=ray: the cluster has no CPU core. Start it with at least one, or leave engine= "
             "out."
         )
+    # None is Ray's default
     resources = {
-        "num_gpus": 1 if gpus else None,
-        "num_cpus": None if gpus else min(_CORES_PER_ACTOR, cores),
+        "num_gpus": 1 if n_gpus else None,
+        "num_cpus": None if n_gpus else min(_CORES_PER_ACTOR, n_cores),
     }
-    return min(gpus or max(cores // _CORES_PER_ACTOR, 1), n_scans), resources
+    return min(n_gpus or max(n_cores // _CORES_PER_ACTOR, 1), n_scans), resources
 
 
 def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRow]:
@@ -137,12 +142,13 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
             actor = idle.pop()
             group = waiting.pop(0)
             running[actor.predict.remote(group)] = (actor, group)
-        (done,), _ = ray.wait(list(running))
+        (done,), _ = ray.wait(list(running))  # waits for one group
         actor, group = running.pop(done)
         idle.append(actor)
         try:
             yield from ray.get(done)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            # set by Ray if the constructor failed: no scan is the cause
             if getattr(error, "actor_init_failed", False):
                 raise
             if len(group) > 1:

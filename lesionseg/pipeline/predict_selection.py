@@ -63,6 +63,7 @@ class Shard:
         Its id is hashed, and the hash modulo the number of shards is the number of its shard.
         """
         encoded = scan.stable_id.encode(errors="surrogatepass")  # names may not be UTF-8
+        # Python's own `hash` would differ between the jobs
         digest = blake2b(encoded, digest_size=8).digest()
         return int.from_bytes(digest) % self.n_shards == self.index
 
@@ -92,8 +93,8 @@ def explain_skipped(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool)
         wanted = ", ".join(cfg.modality)
         return f"its modality is {dicom.modality or 'not stated'}, not {wanted} (series.modality)"
     if cfg.description is not None and not re.search(cfg.description, dicom.description, re.I):
-        shown = repr(dicom.description) if dicom.description else "not stated"
-        return f"its description is {shown}, unlike {cfg.description!r} (series.description)"
+        description = repr(dicom.description) if dicom.description else "not stated"
+        return f"its description is {description}, unlike {cfg.description!r} (series.description)"
     if archive and dicom.is_radiograph != (plan.dims == 2):
         if dicom.is_radiograph:
             return "a radiograph, while this model reads volumes"
@@ -132,7 +133,7 @@ def _explain_too_few(n_slices: int, cfg: SeriesConfig, plan: Plan, *, archive: b
     The minimum is `cfg.min_slices`. By default it is `MIN_SLICES` if the user did not choose each
     scan (`archive`), otherwise 1.
     """
-    minimum = cfg.min_slices or (MIN_SLICES if archive else 1)
-    if plan.dims == 2 or n_slices >= minimum:
+    min_slices = cfg.min_slices or (MIN_SLICES if archive else 1)
+    if plan.dims == 2 or n_slices >= min_slices:
         return ""
-    return f"it has {n_slices} of at least {minimum} slices (series.min_slices)"
+    return f"it has {n_slices} of at least {min_slices} slices (series.min_slices)"

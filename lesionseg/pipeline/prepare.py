@@ -89,7 +89,9 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     name = "check" if cfg.check else cfg.model.architecture
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     settings = settings_of_training(config_of(cfg))
-    if cfg.run_dir is not None:  # a training in the same folder finds the cache
+    # The training needs a run directory of its own, whose name the user inserts. In the same parent
+    # folder it finds the cache. A check makes no run, so the training can use its folder.
+    if cfg.run_dir is not None:
         settings["run_dir"] = cfg.run_dir if cfg.check else run.parent / "NAME"
     if cfg.check:
         return check_dataset(
@@ -113,6 +115,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     plan = plan_run(experiment, keeps_plan=is_same_data)
     loss = experiment.cfg.loss
     detection = experiment.cfg.detection
+    # unlike `begin`, tries no training steps: this machine need not be that of the training
     check_losses(make_objective(with_focal_correction(plan, loss, detection), loss, detection))
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     save_run(experiment, plan)
@@ -127,8 +130,8 @@ def prepare_cases(inspection: DatasetInspection, plan: Plan, cache: Path) -> lis
     per core, but no more than fit into memory.
     """
     # the number of largest cases that fit into memory together
-    found = inspection.fingerprint
-    grids = set(zip(found.shapes, found.spacings_mm, strict=True))
+    fingerprint = inspection.fingerprint
+    grids = set(zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True))
     largest = max(needed_bytes(Geometry.from_spacing(*grid), plan) for grid in grids)
     n_fitting = max(1, default_budget() // largest)
     n_together = min(cores(), n_fitting)
@@ -137,6 +140,7 @@ def prepare_cases(inspection: DatasetInspection, plan: Plan, cache: Path) -> lis
     )
     with bar("Preparing cases") as advance:
         return fill_cache(
+            # the rules of the dataset; its cases are the next argument
             replace(inspection.dataset, cases=()),
             inspection.of_role("train"),
             plan=plan,

@@ -33,13 +33,14 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
         settings: The settings that contain the rules. Rules that are not set are left out.
         dataset: The dataset; None for masks without a dataset.
     """
-    known: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
-    known |= {rule: settings[rule] for rule in _RULES if settings.get(rule)}
+    entries: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
+    entries |= {rule: settings[rule] for rule in _RULES if settings.get(rule)}
     if dataset is None:
-        return known
-    return known | {
+        return entries
+    return entries | {
         "dataset": dataset.name,
         "convention": dataset.layout,
+        # a folder that lesionseg simulated has the file of its settings
         "simulated": (dataset.root / SETTINGS).is_file() or "simulated" in dataset.name.lower(),
     }
 
@@ -97,11 +98,11 @@ def _git_commit() -> str | None:
     """
     here = Path(__file__).resolve().parent
     # 12 digits of the commit, never a tag, and `+` if tracked files were changed
-    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
+    describe_head = "describe --always --abbrev=12 --exclude=* --dirty=+"
     with suppress(OSError, subprocess.SubprocessError):
         # without a .git here, git would find the repository of a parent folder
-        own = (here.parents[1] / ".git").resolve(strict=True)
-        command = ["git", "-C", str(own.parent), *describe.split()]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
+        git_folder = (here.parents[1] / ".git").resolve(strict=True)
+        command = ["git", "-C", str(git_folder.parent), *describe_head.split()]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return result.stdout.strip()
     return None

@@ -100,11 +100,13 @@ def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
     if cfg.scores is None:
         page = Path(cfg.output) / "month.html"
         with claim(page.parent):
+            # the settings require `predictions` if there are no `scores`
             drifts = write_month_page(page, PredictionFolder(Path(cfg.predictions or "")))
         return MonthOutcome(page, drifts)
     scores = find_scores(Path(cfg.scores))
     compare = None if cfg.compare is None else find_scores(Path(cfg.compare))
     output = Path(cfg.output)
+    # a run directory is allowed only for its own scores ("")
     owner = "" if find_scores(output).resolve() == scores.resolve() else "report"
     with claim(output, owner), bar("Drawing pictures") as advance:
         page = write_report(
@@ -173,4 +175,4 @@ def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | N
                     scores, output, images=dataset, options=settings, progress=advance
                 )
             pages.append(page)
-    return pages[-1] if pages else None
+    return pages[-1] if pages else None  # the test is the last

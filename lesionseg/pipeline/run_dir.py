@@ -51,7 +51,7 @@ BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 # sections and settings that a training from the weights of a run repeats
 _REPEATED = ("seed", "data", "model", "loss", "detection", "prepare")
 _DEVELOPMENT = {"train", "validation"}
-_SHOWN = 5  # the most changed cases that a message names
+_LIMIT = 5  # changed cases in a message
 
 
 def default_run_dir(data_root: str, *names: str) -> Path:
@@ -60,9 +60,9 @@ def default_run_dir(data_root: str, *names: str) -> Path:
     `<dataset>` is the name of the dataset's folder. `names` are usually the model, or the model and
     the command. The name `auto` is left out.
     """
-    dataset = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
-    shown = [name for name in names if name != AUTO_MODEL]
-    return Path("runs") / "_".join([dataset, *shown, time.strftime("%Y%m%d-%H%M%S")])
+    dataset = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"  # for `/`
+    named = [name for name in names if name != AUTO_MODEL]
+    return Path("runs") / "_".join([dataset, *named, time.strftime("%Y%m%d-%H%M%S")])
 
 
 def config_of(cfg: TrainConfig) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """
     if not has_config(run_dir):
         return
-    before = read_yaml(run_dir / CONFIG)
+    before = read_yaml(run_dir / CONFIG)  # the configuration of the run
     if before.get("command") != config.get("command"):  # every setting would differ
         raise ConfigError(
             f"run_dir={run_dir} belongs to {before.get('command')}. Name another one; in the same "
@@ -113,10 +113,11 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
         # the folder may have moved; the split stays that of the run
         data = {**before.get("data", {}), "root": config.get("data", {}).get("root")}
         split = {"seed": before.get("seed", 0), "data": data}
+        only_budget = {*changed} <= BUDGET
         raise ConfigError(
             f"run_dir={run_dir} belongs to another configuration: "
             f"{'; '.join(f'{key}: {text}' for key, text in changed.items())}. "
-            f"{_explain_how_to_continue(run_dir, {**config, **split}, {*changed} <= BUDGET)}"
+            f"{_explain_how_to_continue(run_dir, {**config, **split}, only_budget)}"
         )
 
 
@@ -168,8 +169,9 @@ def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[
         number = min(numbers, default=0)  # folds that the dataset states may begin with 1
         first = {**config, "data": {**config["data"], "fold": number}}
         return settings_to_train_further(run_dir / f"fold_{number}", first)
-    left_out = {"model.init_from"}
+    left_out = {"model.init_from"}  # replaced below
     model = config["model"]
+    # a bundle states its architecture, except a class of the user or a pretrained backbone
     if model["architecture"] in HEADS and not model.get("backbone"):
         left_out.add("model.architecture")
     settings = settings_to_repeat(config, left_out=left_out)
@@ -198,24 +200,24 @@ def settings_to_repeat(
     # choose the options of the groups `loss` and `model`
     settings: dict[str, object] = {"data.root": config["data"]["root"]}
     loss = loss_option(config["loss"][TARGET]) or "custom"
-    usual = defaults("train")
-    if usual["loss"][TARGET] != config["loss"][TARGET]:
+    default_settings = defaults("train")
+    if default_settings["loss"][TARGET] != config["loss"][TARGET]:
         settings["loss"] = loss
     choices = {"loss": loss}
     architecture = config["model"]["architecture"]
     is_own_model = architecture in HEADS and "model.architecture" not in left_out
-    if is_own_model and architecture != usual["model"]["architecture"]:
+    if is_own_model and architecture != default_settings["model"]["architecture"]:
         settings["model"] = choices["model"] = architecture
     # settings that equal the defaults of this `model` and `loss` need not be repeated
-    usual_values = _settings_by_key(defaults("train", choices))
+    default_values = _settings_by_key(defaults("train", choices))
     for key, value in _settings_by_key(config).items():
         is_repeated = key.partition(".")[0] in sections and key not in {"data.root", *left_out}
         # the scans of `data.phantoms` exist
         if not is_repeated or key.startswith("data.phantoms"):
             continue
-        if key not in usual_values:
+        if key not in default_values:
             settings[f"+{key}"] = quoted_text(value)
-        elif value != usual_values[key]:
+        elif value != default_values[key]:
             settings[key] = value
     return settings
 
@@ -280,6 +282,7 @@ def _differences(
     old = _settings_by_key(before)
     new = _settings_by_key(now)
     for key in sorted(old.keys() | new.keys()):
+        # the dot prevents that the section `data` matches a section `database`
         is_free = any(f"{key}.".startswith(f"{name}.") for name in free)
         value_before = old.get(key, ADDED.get(key))
         value_now = new.get(key, ADDED.get(key))
@@ -308,7 +311,7 @@ def save_digests(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
 def _digests_of_development(splits: Splits, digests: Mapping[str, str]) -> dict[str, str]:
     """Return the SHA-256 of the files of each case for training or validation, by case id."""
     roles = splits.roles
-    return {case: text for case, text in digests.items() if roles.get(case) in _DEVELOPMENT}
+    return {case: digest for case, digest in digests.items() if roles.get(case) in _DEVELOPMENT}
 
 
 def check_cases(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
@@ -327,27 +330,29 @@ def check_cases(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
         return
     # compare the files
     path = run / DIGESTS_OF_CASES
-    now = _digests_of_development(splits, digests)
-    before = read_json(path) if path.is_file() else now  # version 1.0 has no record of its files
+    now = _digests_of_development(splits, digests)  # by case id, as `before`
+    # version 1.0 has no record of its files
+    before = read_json(path) if path.is_file() else now
+    # a new case counts as unchanged here; the roles below show it
     changed = [case for case in now if before.get(case, now[case]) != now[case]]
     if changed:
         raise DatasetError(
             f"{run}: files or table entries of these cases have changed since this run began: "
-            f"{join_names(changed, _SHOWN)}. Name another run_dir= to train on the data as they "
+            f"{join_names(changed, _LIMIT)}. Name another run_dir= to train on the data as they "
             "are now, or restore the files to resume."
         )
     # compare the roles
     path = run / SPLITS
-    roles = SplitFile.read(path).roles() if path.is_file() else splits.roles
+    roles_before = SplitFile.read(path).roles() if path.is_file() else splits.roles
     changes: list[str] = []
-    for case in sorted({*roles, *splits.roles}):
-        old = roles.get(case)
+    for case in sorted({*roles_before, *splits.roles}):
+        old = roles_before.get(case)
         new = splits.roles.get(case)
         if old != new and {old, new} & _DEVELOPMENT:
             changes.append(f"{case} ({old or 'new'} → {new or 'gone'})")
     if changes:
         raise DatasetError(
-            f"{path}: this run began with other cases: {join_names(changes, _SHOWN)}. Name another "
+            f"{path}: this run began with other cases: {join_names(changes, _LIMIT)}. Name another "
             "run_dir= to train on the data as they are now, or restore the cases to resume."
         )
 
@@ -375,11 +380,11 @@ def warn_of_seen_cases(
     if not (has_config(run) and path.is_file()):  # a checkpoint, or a bundle without its run
         return
     file = SplitFile.read(path)
-    before = file.roles()
+    run_roles = file.roles()
     remedy = f"data.splits={path} keeps the roles of that run."
     if len(file.folds) > 1:
         remedy = f"{run} is a cross-validation: start each fold from its own weights, in fold_0 …."
-    trained = {case for case, role in before.items() if role == "train"}
+    trained = {case for case, role in run_roles.items() if role == "train"}
     patient_of = {files.case: files.patient for files in cases}
     patients = {patient_of[case] for case in trained & patient_of.keys()}
     seen = [

@@ -176,11 +176,11 @@ def score_cases(
     matches: list[MatchedCase] = []
     findings = [*findings]
 
-    def match_files(found: Mapping[str, PredictionFiles]) -> Generator[MatchedCase | None]:
+    def match_files(files_of: Mapping[str, PredictionFiles]) -> Generator[MatchedCase | None]:
         """Yield each case matched with its files; None for a case whose files cannot be used."""
         for files in cases:
             try:
-                matched = match(files, found.get(files.case))
+                matched = match(files, files_of.get(files.case))
             except CASE_ERRORS as error:
                 findings.append(Finding.of(error, files.case))
                 matched = None
@@ -237,6 +237,7 @@ def _match_one(
             options.keep(replace(predicted, case=files.case))
     zones = None
     if options.zones is not None:
+        # a mask that is a picture has the pixel size of the reference
         zones = options.zones.read(files.case, reference.geometry.spacing_mm[0])
     return match_case(
         reference,

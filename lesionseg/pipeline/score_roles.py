@@ -77,28 +77,31 @@ def score_validation(
     plan = predictor.plan
     if not cases:
         return None
-    counts = {files.case: LevelCounts(files.group) for files in cases}
+    level_counts = {files.case: LevelCounts(files.group) for files in cases}
 
     def slab_counter_of(files: CaseFiles) -> OnSlab:
         """Return a function that counts a case's voxels by probability, for their calibration."""
-        return counts[files.case].slab_counter(open_reference(files, experiment.dataset), plan)
+        return level_counts[files.case].slab_counter(
+            open_reference(files, experiment.dataset), plan
+        )
 
     log.info("Predicting %s.", count(len(cases), "validation case"))
     scored = _predict_and_match(predictor, experiment, cases, folder, slab_counter_of)
-    fit, why = select_voxel_calibration(
-        [*counts.values()], plan.candidate_rule.extent, "validation"
+    calibration, why = select_voxel_calibration(
+        [*level_counts.values()], plan.candidate_rule.extent, "validation"
     )
     selection = Selection(
-        voxel_calibration=fit,
+        voxel_calibration=calibration,
         is_mirrored=predictor.is_mirrored,
         reasons={VOXEL_CALIBRATION: why},
     )
-    if fit is not None:
+    if calibration is not None:
         log.info("Predicting again, because the calibration of voxels changes the outlines.")
         scored = _predict_and_match(predictor.with_selection(selection), experiment, cases, folder)
     selection, scored = select_and_accept(
         experiment, scored, find_predictions(folder), folder, selection
     )
+    # recorded in the scores: no training case is of the same patient
     is_group_safe = experiment.inspection.is_group_safe("validation")
     return selection, write_role_scores(
         scored, experiment, experiment.run, selection.point, is_group_safe=is_group_safe
@@ -130,6 +133,7 @@ def select_and_accept(
         The complete selection, and the cases with the candidates that it accepts.
     """
     cfg = experiment.cfg
+    # for each case, a calibration that was fitted without the cases of its fold
     complete, calibration_of = select(
         scored.tables(surface=False),
         selection,
@@ -138,12 +142,12 @@ def select_and_accept(
         chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
         fold_of=fold_of,
     )
-    point = complete.operating_points[0]
+    point = complete.operating_points[0]  # the requested one is the first
     is_binary = bool(experiment.dataset.labels.regions)
     matches = []
     for match in scored.matches:
-        before = read_on_grid(predictions[match.case], match.geometry, binary=is_binary)
-        prediction = replace(before, case=match.case)
+        unaccepted = read_on_grid(predictions[match.case], match.geometry, binary=is_binary)
+        prediction = replace(unaccepted, case=match.case)
         write_prediction(folder, prediction.accept(point, calibration_of[match.case]))
         matches.append(match.accept(point, calibration_of[match.case]))
     return complete, replace(scored, matches=matches)
@@ -187,6 +191,7 @@ def score_folds(
     selection, scored = select_and_accept(
         experiment, scored, predictions, output / "predictions", selection, fold_of
     )
+    # recorded in the scores: no fold trains on a patient that it validates
     is_group_safe = all(fold.is_group_safe("validation") for fold in folds.values())
     return selection, write_role_scores(
         scored, experiment, output, selection.point, is_group_safe=is_group_safe
@@ -199,13 +204,14 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     Candidates are accepted by the operating point of the predictor. Return None if no case of the
     role has a reference.
     """
-    cases = experiment.cases(role)
+    cases = experiment.cases(role)  # those with a reference
     output = experiment.run / role
     if not cases:
         return None
     log.info("Predicting %s.", count(len(cases), f"{role} case"))
     scored = _predict_and_match(predictor, experiment, cases, output / "predictions")
     point = predictor.operating_point()
+    # recorded in the scores: no case for training or validation is of the same patient
     is_group_safe = experiment.inspection.is_group_safe(role)
     return write_role_scores(scored, experiment, output, point, is_group_safe=is_group_safe)
 
@@ -260,7 +266,7 @@ def write_role_scores(
             `DatasetInspection.is_group_safe`. It is recorded in the scores.
     """
     settings = SummarySettings(
-        evaluated_on=scored.matches[0].role,
+        evaluated_on=scored.matches[0].role,  # all cases have the same role
         operating_point=point,
         labels=experiment.dataset.labels.lesion_names,
         split_is_group_safe=is_group_safe,
@@ -284,7 +290,7 @@ def score_volumes(
     device: str | None = None,
     check: InputCheck | None = None,
 ) -> ScoredCases:
-    """Predict whole validation volumes with a network, and match the predictions, during training.
+    """Predict validation cases with a network during training, and match the predictions.
 
     Args:
         network: The network.
@@ -298,7 +304,7 @@ def score_volumes(
         Bundle((network,), plan, check),
         settings=experiment.cfg.inference,
         device=device,
-        trust=True,
+        trust=True,  # the user's own settings name the network class
     )
     return _predict_and_match(predictor, experiment, cases)
 
@@ -330,6 +336,7 @@ def recall_and_precision(
     corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
     tables = score_volumes(network, experiment, cases, corrected, device).tables(surface=False)
     n_groups = len(tables.groups)
+    # each statistic has one number, which is None if it is undefined
     recall = statistic_value(froc(tables, [fp_per_case]), n_groups)[0]
     return recall or 0.0, statistic_value(average_precision(tables), n_groups)[0] or 0.0
 
@@ -357,16 +364,16 @@ def validation_scores(
     if not len(tables.candidates):
         log.warning("The network detects nothing on %s.", count(len(cases), "validation case"))
     point = choose(tables, OperatingPointAim("fp_per_case", FP_PER_CASE), quiet=True)
-    find = froc(tables, [FP_PER_CASE])
-    scores = {"recall_1fp": statistic_value(find, len(tables.groups))[0] or 0.0}
+    recall = froc(tables, [FP_PER_CASE])
+    scores = {"recall_1fp": statistic_value(recall, len(tables.groups))[0] or 0.0}
     accepted = scored.tables(point, surface=False)
     dice = accepted.cases["dice"]
     if dice.notna().any():
         scores["dice"] = float(dice.mean())
-    return {**scores, SCORE: sum(scores.values()), SCORE_ERROR: _score_error(accepted, find)}
+    return {**scores, SCORE: sum(scores.values()), SCORE_ERROR: _score_error(accepted, recall)}
 
 
-def _score_error(tables: Tables, find: Statistic) -> float:
+def _score_error(tables: Tables, recall_of_draws: Statistic) -> float:
     """Return the standard error of the sum of recall and mean Dice, by a bootstrap over patients.
 
     It is the standard deviation of the sum over resampled patients. Recall and Dice are computed on
@@ -374,15 +381,17 @@ def _score_error(tables: Tables, find: Statistic) -> float:
 
     Args:
         tables: The tables at the operating point of the Dice.
-        find: Computes the recall for each row of patient weights, see `froc`.
+        recall_of_draws: Computes the recall for each row of patient weights, see `froc`.
     """
     if len(tables.groups) < MIN_GROUPS:
         return np.nan
+    # the fixed seed gives each validation the same resamples
     draws = draw_groups(len(tables.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
     # each row of `draws` is a resample: how often each patient was drawn
-    replicates = find(draws)[:, 0]
+    replicates = recall_of_draws(draws)[:, 0]  # at the only false positive rate
     dice = tables.cases["dice"]
     if dice.notna().any():
+        # the mean Dice of each resample; a case without a lesion has no Dice (NaN)
         total = tables.add_up("cases", dice.fillna(0))
         replicates = replicates + divide(
             draws @ total, draws @ tables.add_up("cases", dice.notna())

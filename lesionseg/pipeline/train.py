@@ -77,13 +77,13 @@ class TrainOutcome(Outcome):
         """
         if self.next is None:
             return []
-        page = (
+        page_line = (
             "The report needs at least one validation or test case with a reference, so none was "
             "written."
         )
         if self.page is not None:
-            page = f"Open:    {self.page}"
-        return [*self.lines, f"Bundle:  {self.run / BUNDLE}", page]
+            page_line = f"Open:    {self.page}"
+        return [*self.lines, f"Bundle:  {self.run / BUNDLE}", page_line]
 
 
 def train(cfg: TrainConfig) -> TrainOutcome:
@@ -117,7 +117,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
         experiment = opened.on_this_process(cfg)
         inspection = experiment.inspection
-        predict = predict_command(
+        next_command = predict_command(
             run,
             is_mirrored=cfg.inference.flips,
             needs_trust=needs_trust(network_spec(cfg.model), cfg.prepare.extra),
@@ -127,7 +127,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         if finished is not None and is_rank_zero():
             page = None if finished.page is None else run / finished.page
             lines = finished.lines(run, config_of(experiment.cfg))
-            return TrainOutcome(run, predict, lines, page)
+            return TrainOutcome(run, next_command, lines, page)
         if finished is not None:
             return TrainOutcome(run)
 
@@ -137,6 +137,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
                 experiment.inspection, OperatingPointAim.parse(cfg.operating_point), cfg.data.fold
             )
         if cfg.data.fold == ALL_FOLDS:
+            # users of nnU-Net know `all` with another meaning
             if experiment.dataset.layout == "nnunet":
                 log.info(ALL_FOLDS_NOTE)
             trained = cross_validate(experiment)
@@ -165,7 +166,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         lines = (*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes.")
         write_finished(run, inspection, cfg.report, page, minutes)
         note("\n".join(lines))
-    return TrainOutcome(run, predict, (*align_columns(scores_table(scores)), "", *lines), page)
+    return TrainOutcome(run, next_command, (*align_columns(scores_table(scores)), "", *lines), page)
 
 
 def warn_of_few_patients(inspection: DatasetInspection, data: DataConfig, budget: str) -> None:
@@ -214,13 +215,14 @@ def explain_promise(
     cases = list(inspection.of_role("validation"))
     where, about = "Validation", ""
     if fold == ALL_FOLDS:
+        # each case is validated once, but by the network of its fold and not by the ensemble
         cases += inspection.of_role("train")
         where, about = "All folds", "approximately "
     patients = {files.patient for files in cases if inspection.counts.get(files.case)}
     why_not = explain_too_few(aim.value, len(patients))
     if not why_not:
-        words = count(len(patients), "patient")
-        log.info("%s: %s with lesions can %spromise %g.", where, words, about, aim.value)
+        n_patients = count(len(patients), "patient")
+        log.info("%s: %s with lesions can %spromise %g.", where, n_patients, about, aim.value)
         return
     advice = ""
     if fold is None:
@@ -237,15 +239,16 @@ def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[s
     """
     reasons = trained.predictor.selection.reasons
     lines = [f"{key.capitalize()}: {reasons[key]}" for key in SELECTED if key in reasons]
-    chosen_on = [found for role, found in scores.items() if role != "test"]
-    if any(found.split_is_group_safe is False for found in chosen_on):
+    chosen_on = [of_role for role, of_role in scores.items() if role != "test"]
+    if any(one.split_is_group_safe is False for one in chosen_on):  # None: not known
         lines.append(
             "Warning: the validation scores are not independent, because training and validation "
             "share a patient. Test on other patients before you rely on them."
         )
-    for role, found in scores.items():
-        if role not in trained.scores and (words := explain_excess(found, "threshold")):
-            lines.append(f"Warning, {role} cases: {words}")
+    for role, of_role in scores.items():
+        # the threshold was chosen on the roles in `trained.scores`, so only the test can exceed
+        if role not in trained.scores and (sentence := explain_excess(of_role, "threshold")):
+            lines.append(f"Warning, {role} cases: {sentence}")
     return lines + explain_nothing_found(scores)
 
 
@@ -255,13 +258,13 @@ def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     Return an empty list if there is no such role.
     """
     lines = []
-    for role, found in scores.items():
-        n_lesions = found.count("n_lesions")
-        if n_lesions and not found.count("n_true_positive"):
+    for role, of_role in scores.items():
+        n_lesions = of_role.count("n_lesions")
+        if n_lesions and not of_role.count("n_true_positive"):
             lesions = count(n_lesions, "lesion")
-            took = duration(found.provenance.training_minutes)
+            duration_text = duration(of_role.provenance.training_minutes)
             lines.append(
-                f"It found none of {lesions} of the {role} cases after {took} of training."
+                f"It found none of {lesions} of the {role} cases after {duration_text} of training."
             )
     if lines:
         lines.append(

@@ -89,9 +89,11 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     if not experiment.bundle.exists():  # a run that is only scored again needs no GPU
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
+    # the first process of each machine fills the cache, in which the others find the cases
     cases = call_on_local_rank_zero_first(
         partial(prepare_cases, experiment.inspection, plan, experiment.cache)
     )
+    # choose the cases by which the training chooses its weights, and train
     budget = resolve_budget(cfg.trainer, plan, experiment.device)
     log.info("Training ends after %s.", budget_text(budget))
     validate = None
@@ -113,6 +115,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     if not is_rank_zero():
         return None
 
+    # choose the operating point on all validation cases, and write the bundle
     experiment = experiment.with_origin(
         training_minutes=round(fitted.minutes, 3),
         training_steps=fitted.steps,
@@ -120,6 +123,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
         **training_counts(experiment.cases("train")),
     )
     trained = Bundle((fitted.network,), plan, check)
+    # `trust`: the user's own settings name the network class
     predictor = Predictor(trained, settings=cfg.inference, device=fitted.device, trust=True)
     aim = OperatingPointAim.parse(cfg.operating_point)
     selection = Selection((aim.given or DEFAULT_POINT,))
@@ -179,13 +183,13 @@ def train_network(
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
     open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
-    ours = [ProgressCallback(training_bar), WorkerLogHandler(open_handler)]
+    own_callbacks = [ProgressCallback(training_bar), WorkerLogHandler(open_handler)]
     return fit(
         module,
         tiles,
         run,
         validate=validate,
-        callbacks=[*cfg.callbacks, *ours, *callbacks],
+        callbacks=[*cfg.callbacks, *own_callbacks, *callbacks],
         loggers=cfg.logger,
     )
 
