@@ -47,6 +47,7 @@ def candidate_key(row: Mapping[Any, Any]) -> Key:
         OverflowError: If the candidate is infinite.
     """
     cells = [row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx"]
+    # an empty cell is None or "", and in a pandas table NaN, which does not equal itself
     box = [round(float(cell), 2) for cell in cells if cell not in (None, "") and cell == cell]
     return str(row["case"]), int(float(row["candidate"])), tuple(box)
 
@@ -103,8 +104,8 @@ def adjudicate(tables: Tables, answers: Sequence[ReaderAnswer]) -> list[Estimate
     Raises:
         ContentError: If two answers to the same false positive differ.
     """
-    keys = {candidate_key(row) for row in tables.false_positives.to_dict("records")}
-    valid = [answer for answer in answers if answer.key in keys]
+    false_positive_keys = {candidate_key(row) for row in tables.false_positives.to_dict("records")}
+    valid = [answer for answer in answers if answer.key in false_positive_keys]
     word_of: dict[Key, str] = {}
     for key, word in valid:
         first = word_of.setdefault(key, word)
@@ -114,13 +115,14 @@ def adjudicate(tables: Tables, answers: Sequence[ReaderAnswer]) -> list[Estimate
                 f"adjudication: candidate {candidate} of {case} has two answers, "
                 f"{first} and {word}. Keep one of them."
             )
+    # number of confirmed false positives by case
     confirmed = Counter(case for (case, *_), word in word_of.items() if word == LESION)
-    words = Counter(word_of.values())
+    n_by_word = Counter(word_of.values())
     numbers = {
-        "n_answer_lesion": words[LESION],
-        "n_answer_no_lesion": words[NO_LESION_HERE],
-        "n_answer_unsure": words[UNSURE],
-        "n_open": len(keys) - len(word_of),
+        "n_answer_lesion": n_by_word[LESION],
+        "n_answer_no_lesion": n_by_word[NO_LESION_HERE],
+        "n_answer_unsure": n_by_word[UNSURE],
+        "n_open": len(false_positive_keys) - len(word_of),
         "n_stale": len(answers) - len(valid),
     }
     counts = [Estimate(number, name=name) for name, number in numbers.items()]

@@ -79,8 +79,8 @@ def encode_hits(
 ) -> list[int | None]:
     """Decide at each IoU of `IOUS` which candidates of a case are true positives.
 
-    For each label, the candidates are assigned to lesions in the order of descending scores. The
-    module's docstring has the rule.
+    For each label, the candidates are assigned to lesions in the order of descending scores. A
+    candidate is a true positive at an IoU if it gets a lesion there.
 
     Args:
         candidates: The candidates.
@@ -100,7 +100,7 @@ def encode_hits(
         rows = counted[candidates.labels[counted] == label]
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         highest = rows[:MAX_PER_CASE]
-        codes = _BITS @ _assign_lesions(highest, pairs)
+        codes = _BITS @ _assign_lesions(highest, pairs)  # the flags of each candidate as an integer
         for row, code in zip(highest.tolist(), codes.tolist(), strict=True):
             cells[row] = code
         for row in rows[MAX_PER_CASE:].tolist():
@@ -122,7 +122,9 @@ def _assign_lesions(row: Integers, pairs: BoxPairs) -> Flags:
         True for each candidate that gets a lesion `[ious, n]`.
     """
     hit = np.zeros((len(IOUS), len(row)), bool)
-    is_assigned = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), bool)
+    n_lesions = int(pairs.lesion.max(initial=-1)) + 1  # 0 without pairs
+    is_assigned = np.zeros((len(IOUS), n_lesions), bool)
+    # the pairs are sorted by candidate, so those of one candidate are a slice
     starts = np.searchsorted(pairs.candidate, row, side="left")
     stops = np.searchsorted(pairs.candidate, row, side="right")
     every = np.arange(len(IOUS))  # index of every required IoU
@@ -133,7 +135,8 @@ def _assign_lesions(row: Integers, pairs: BoxPairs) -> Flags:
         lesions = pairs.lesion[pairs_of_candidate]
         # IoU `[ious, lesions]`, −1 for a lesion that an earlier candidate got
         iou_if_free = np.where(is_assigned[:, lesions], -1.0, pairs.iou[pairs_of_candidate])
-        # the last one of equal IoUs, because `argmax` returns the first one
+        # Of equal IoUs, pycocotools uses the last one. `argmax` returns the first one, therefore
+        # the lesions are reversed.
         best = len(lesions) - 1 - np.argmax(iou_if_free[:, ::-1], axis=1)
         is_hit = iou_if_free[every, best] >= IOUS
         is_assigned[every[is_hit], lesions[best[is_hit]]] = True
@@ -161,13 +164,17 @@ class BoxHits:
 
     @classmethod
     def of(cls, tables: Tables) -> "BoxHits":
-        """Decode the column `box_hits` of candidates.csv. Ignored candidates are left out."""
+        """Decode the column `box_hits` of candidates.csv.
+
+        Candidates without a bit code are left out: ignored ones, and those beyond `MAX_PER_CASE`.
+        """
         cells = tables.candidates["box_hits"].astype(float)
-        is_counted = np.asarray(cells >= 0)
+        is_counted = np.asarray(cells >= 0)  # False for NaN (ignored) and −1 (`NOT_COUNTED`)
         rows = tables.candidates[is_counted]
         codes = rows["box_hits"].to_numpy(np.int64)
         n_left_out = int((cells == NOT_COUNTED).sum())
-        return cls(tables, is_counted, rows, (codes & _BITS[:, None]) > 0, n_left_out)
+        hit = (codes & _BITS[:, None]) > 0
+        return cls(tables, is_counted, rows, hit, n_left_out)
 
     def average_precision(self) -> Statistic:
         """Return a statistic that computes the average precision of boxes.
@@ -251,12 +258,12 @@ def _precision_of_label(
         # recall rises only at true positives, and precision has its peaks there
         at = np.flatnonzero(hits)
         n_true = accumulate(weights, group[at])[:, 1:]
-        precision = n_true / (n_seen[:, at] + _TINY)
+        precision = n_true / (n_seen[:, at] + _TINY)  # avoids 0/0 if no candidate was drawn
         # the highest precision at this recall or a higher one
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 above the highest recall
         recall = divide(n_true, np.broadcast_to(n_lesions[:, None], n_true.shape))
-        for row in np.flatnonzero(n_lesions > 0):
+        for row in np.flatnonzero(n_lesions > 0):  # replicates with a lesion of the label
             index = np.searchsorted(recall[row], RECALLS, side="left")
             average_precision[row, k] = precision[row, index].mean()
     return average_precision

@@ -67,7 +67,8 @@ def fit_calibration(tables: Tables, *, fitted_on: str | None = None) -> Calibrat
         )
     # Platt's targets: one pseudo-count of each outcome keeps probabilities away from 0 and 1
     targets = np.where(true, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))
-    intercept, slope = fit_logistic(logit(scores), targets[None], np.ones((1, len(true))))[0]
+    fits = fit_logistic(logit(scores), true=targets[None], totals=np.ones((1, len(true))))
+    intercept, slope = fits[0]  # the only fit
     return Calibration(
         intercept=float(intercept),
         slope=float(slope),
@@ -106,7 +107,8 @@ def describe_calibration(tables: Tables) -> list[Estimate]:
         return [Estimate(None, reason=TOO_FEW, name="calibration_slope")]
     y = true.astype(float)
     # the ridge keeps the slope finite if a probability separates the outcomes perfectly
-    slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
+    fits = fit_logistic(logit(p), true=y[None], totals=np.ones((1, len(y))), ridge=1e-6)
+    _, slope = fits[0]  # the only fit
     numbers = {"calibration_brier": ((p - y) ** 2).mean(), "calibration_slope": slope}
     if p.any():
         numbers["observed_expected"] = y.sum() / p.sum()
@@ -179,6 +181,7 @@ def fit_logistic(
             axis=1,
         )
         step /= (a * c - b**2)[:, None]
+        # shorten a step that may be far too long; 1e-300 avoids a division by 0
         step *= np.minimum(1, _LONGEST_STEP / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
         beta += step
         if np.abs(step).max(initial=0) < _CONVERGED:

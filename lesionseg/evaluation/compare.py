@@ -136,7 +136,8 @@ def _find_statistics(
     # numerator and denominator `[groups]` of each ratio, for the first and the second model
     terms = {name: [RATIOS[name].terms(model.sums) for model in (one, other)] for name in COMPARED}
     for name in COMPARED_MEANS:
-        # The Dice of 0 of a failed case would be the mean of a model that predicts only boxes.
+        # Without masks, only failed cases have a Dice, which is 0. Their mean would say nothing
+        # about a model that predicts boxes, so no case counts.
         values = [model.cases[name].to_numpy(float) for model in (one, other)]
         is_known = ~np.isnan(values).any(axis=0) & (not (one.lacks_masks or other.lacks_masks))
         counts = one.add_up("cases", is_known)
@@ -199,7 +200,8 @@ def _compare_number(
         statistic: A statistic of `_find_statistics`.
         support: The number of items that each group contributes `[groups]`.
         draws: How often each replicate of the bootstrap draws each group.
-        items: Number of items that the weights are spread over. It limits the memory.
+        items: Number of lesions and candidates of both models. A statistic creates arrays of about
+            this length for each replicate, so it limits how many are computed at once.
         seed: Seed of the permutation test.
         is_share: True if the number is between 0 and 1, so its difference is between −1 and 1.
     """
@@ -217,7 +219,13 @@ def _compare_number(
     bounds = [SHARE, SHARE, DIFFERENCE_OF_SHARES] if is_share else [None] * 3
     names = ("one", "other", "difference")
     a, b, difference = bootstrap(
-        compute_columns, draws, support, UNDEFINED, items, names, bounds=bounds
+        compute_columns,
+        draws,
+        support,
+        undefined=UNDEFINED,
+        items=items,
+        names=names,
+        bounds=bounds,
     )
     compared = Difference(
         one=a.value,
@@ -260,8 +268,8 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
     Args:
         statistic: A statistic of `_find_statistics`.
         n_groups: Number of groups (patients).
-        items: Number of items that the weights are spread over. It limits the permutations that
-            are computed at once.
+        items: Number of lesions and candidates of both models. The statistic creates arrays of
+            about this length for each permutation, so it limits how many are computed at once.
         seed: Seed of the permutations.
     """
 
@@ -311,8 +319,8 @@ def _correct_p_values(differences: Mapping[str, Difference], primary: str) -> di
         if name != primary and row.p_value is not None
     )
     corrected = dict(differences)
-    minimum = 0.0
+    p_holm = 0.0
     for rank, (p, name) in enumerate(known):
-        minimum = max(minimum, min(1.0, (len(known) - rank) * p))
-        corrected[name] = replace(corrected[name], p_holm=minimum)
+        p_holm = max(p_holm, min(1.0, (len(known) - rank) * p))  # never below the previous one
+        corrected[name] = replace(corrected[name], p_holm=p_holm)
     return corrected

@@ -132,7 +132,7 @@ def _preset_of_iou(name: str, number: str) -> Preset:
     try:
         threshold = float(number)
     except ValueError:
-        threshold = 0.0
+        threshold = 0.0  # not a number: refused by the next test
     if not 0 < threshold <= 1:
         raise ConfigError(
             f"preset={name}: the IoU must be a number above 0 and at most 1, such as iou:0.4."

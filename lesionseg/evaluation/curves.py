@@ -38,16 +38,17 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
         `weights` is how often each group was drawn `[replicates, groups]`.
         """
-        false = accumulate(weights, false_group)[:, 1:]
-        found = accumulate(weights, lesion_group)
+        n_false = accumulate(weights, false_group)[:, 1:]  # down to each false positive, inclusive
+        n_found = accumulate(weights, lesion_group)
         # 1e-9: rounding must not exclude a false positive that a rate just allows
-        maximum = np.outer(weights @ cases, fp_per_case) + 1e-9
+        max_false = np.outer(weights @ cases, fp_per_case) + 1e-9
         # number of false positives that each rate allows. Candidates are accepted down to the next
         # one, which is excluded
-        n_allowed = np.empty(maximum.shape, np.intp)
-        for i, (row, max_of_row) in enumerate(zip(false, maximum, strict=True)):
-            n_allowed[i] = np.searchsorted(row, max_of_row, side="right")
-        return divide(np.take_along_axis(found, n_found_above[n_allowed], 1), found[:, -1:])
+        n_allowed = np.empty(max_false.shape, np.intp)
+        for i, (n_false_of_row, max_of_row) in enumerate(zip(n_false, max_false, strict=True)):
+            n_allowed[i] = np.searchsorted(n_false_of_row, max_of_row, side="right")
+        # the last column of `n_found` is the number of all lesions
+        return divide(np.take_along_axis(n_found, n_found_above[n_allowed], 1), n_found[:, -1:])
 
     return statistic
 

@@ -67,6 +67,7 @@ class WatchedValue:
         self.first = [row for row in self.rows if row.case in first]
         self.later = [row for row in self.rows if row.case not in first]
         # the usual range: the values of the first scans without the extreme ones
+        # empty if there are too few first scans; the limits are then infinite
         usual = sorted(self.of(self.first))[n_extremes : len(self.first) - n_extremes]
         self.low = min(usual, default=-inf)
         self.high = max(usual, default=inf)
@@ -84,6 +85,7 @@ class WatchedValue:
         # 1 above the usual range, −1 below, 0 inside
         sides = [(value > self.high) - (value < self.low) for value in self.of(self.later)]
         drifts = []
+        # successive scans on the same side
         for side, indices in groupby(range(len(sides)), sides.__getitem__):
             rows = [self.later[i] for i in indices]
             if side and len(rows) >= in_a_row:

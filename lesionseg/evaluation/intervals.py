@@ -182,6 +182,7 @@ def percentiles(values: Numbers, groups: float, bounds: CI | None) -> tuple[CI |
         return None, _NOT_RESAMPLED
     if n_undefined > MAX_UNDEFINED * len(values):
         return None, _UNSTABLE
+    # `ndtr` is Φ
     low, high = np.quantile(defined, ndtr([-n_deviations, n_deviations]))
     if high - low <= _SAME * max(1.0, abs(high)):
         return None, _COLLAPSED
@@ -222,7 +223,7 @@ def proportion(
     groups = int((totals > 0).sum())
     if groups < MIN_GROUPS:
         return Estimate(value, reason=_explain_too_few(totals), name=name)
-    if value in SHARE:
+    if value in SHARE:  # exactly 0 or exactly 1
         return Estimate(value, all_or_none_interval(value, groups), name=name)
     # a smaller effective sample, because few groups estimate the design effect (Korn & Graubard)
     deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
@@ -235,7 +236,8 @@ def proportion(
 def _explain_too_few(items: Numbers) -> str:
     """Explain that too few groups have items for an interval.
 
-    `items` is the number of items of each group `[groups]`.
+    The sentence differs if there are too few groups in total. `items` is the number of items of
+    each group `[groups]`.
     """
     if len(items) < MIN_GROUPS:
         return TOO_FEW_GROUPS
@@ -278,7 +280,7 @@ def poisson_interval(events: float) -> CI:
     >>> round(low, 4), round(high, 4)
     (4.7954, 18.3904)
     """
-    low = gammaincinv(events, 0.025) if events else 0.0
+    low = gammaincinv(events, 0.025) if events else 0.0  # not defined for 0 events
     return float(low), float(gammaincinv(events + 1, 0.975))
 
 

@@ -36,7 +36,7 @@ class LabelNumbers:
     def __init__(self, labels: Labels | None) -> None:
         self._are_merged = labels is not None and bool(labels.merged)
         becomes_one_label = self._are_merged or (labels is not None and bool(labels.regions))
-        self._ignore = None if labels is None else labels.ignore
+        self._ignored_value = None if labels is None else labels.ignore
         self._names: Mapping[int, str] = {}
         if labels is not None and not becomes_one_label:
             self._names = labels.value_names
@@ -48,8 +48,8 @@ class LabelNumbers:
         """Return the prediction with the label values of the dataset.
 
         - If the labels of the dataset are merged, all candidates get label 1.
-        - If prediction and dataset each have a single named label, it gets the dataset's value,
-          even if the names differ.
+        - If prediction and dataset each have a single named label, the predicted one gets the
+          dataset's value, even if the names differ.
         - If names are compared, each label gets the dataset's value of the same name. Upper and
           lower case may differ. A label that the dataset does not have gets an unused value for
           this and later predictions, and a warning names the label once.
@@ -100,7 +100,7 @@ class LabelNumbers:
             join_names(unknown),
         )
         for name in unknown:
-            taken = {*self._value_of.values(), self._ignore}
+            taken = {*self._value_of.values(), self._ignored_value}
             self._value_of[name] = next(number for number in count(1) if number not in taken)
 
 

@@ -119,7 +119,7 @@ class MatchedCase:
         return replace(
             self,
             prediction=self.prediction.accept(point, calibration),
-            regions={n: part.accept(point, calibration) for n, part in self.regions.items()},
+            regions={n: region.accept(point, calibration) for n, region in self.regions.items()},
             unannotated=[(candidate.at(point), rows) for candidate, rows in self.unannotated],
         )
 
@@ -232,8 +232,10 @@ class _Accepted:
             "n_false_positive": int(is_false.sum()),
             "n_ignored": int((self.outcomes == "ignored").sum()),
             "n_outside": prediction.n_outside + prediction.n_off_grid,
-            "reference_ml": _sum_ml(lesions, np.ones(len(lesions), bool)),
+            "reference_ml": _sum_ml(lesions, counted=np.ones(len(lesions), bool)),
+            # `lost` candidates have no voxel outside the ignored region
             "predicted_ml": _sum_ml(match.candidates, self.accepted & ~match.lost),
+            # `or 0.0` only satisfies the type checker: no volume is None here
             "false_positive_ml": None if is_unknown else sum((ml or 0.0 for ml in false_ml), 0.0),
             "splits": int(self._is_split.sum()),
             "merges": int(self._is_merging.sum()),
@@ -263,6 +265,7 @@ class _Accepted:
             **_describe_places(lesions),
             "volume_ml": [lesions.volume_ml(row) for row in range(n_lesions)],
             "detected": self.found_by >= 0,
+            # empty for a lesion that is never found, and if scores are placeholders
             "detected_at": _pick_values(
                 match.detected_at, np.where(is_known, np.arange(n_lesions), -1)
             ),
@@ -278,7 +281,7 @@ class _Accepted:
         for number, row in enumerate(rows):
             row |= _measure_size(lesions, number)
             row |= self._explain_miss(number)._asdict()
-            if not has_scores:
+            if not has_scores:  # the scores are placeholders
                 row["nearest_score"] = None
         return rows
 
@@ -289,7 +292,7 @@ class _Accepted:
         prediction = self.case.prediction
         # at the lowest threshold of the FROC curve, all candidates are accepted
         _, outcomes_any = match.decide_outcomes(np.ones_like(self.accepted))
-        lesion = self._find_lesions_of_candidates()
+        lesion_of = self._find_lesions_of_candidates()
         n_candidates = len(match.candidates)
         columns = {
             "candidate": match.candidates.ids,
@@ -299,13 +302,17 @@ class _Accepted:
             "volume_ml": self._volumes_ml,
             "accepted": self.accepted,
             "outcome": self.outcomes,
-            "lesion": _pick_values(match.lesions.ids, lesion),
-            "iou": self._find_ious(np.arange(n_candidates), lesion),
+            "lesion": _pick_values(match.lesions.ids, lesion_of),
+            "iou": self._find_ious(np.arange(n_candidates), lesion_of),
             "touches_lesion": np.bincount(pairs.candidate, minlength=n_candidates) > 0,
             "outcome_any": outcomes_any,
             "zone": [candidate.zone for candidate in prediction.candidates],
+            # the fraction of the candidate that is located in lesions
             "in_lesions": sum_shares(
-                pairs.candidate, n_candidates, pairs.of_candidate, pairs.common
+                row=pairs.candidate,
+                n_rows=n_candidates,
+                share=pairs.of_candidate,
+                common=pairs.common,
             ),
             "box_hits": self.case.match.box_hits,
         }
@@ -325,20 +332,20 @@ class _Accepted:
         return [predicted.volume_ml if volume is None else volume for volume, predicted in pairs]
 
     @cached_property
-    def _compared(self) -> Flags:
+    def _has_accepted(self) -> Flags:
         """True for overlapping pairs `[pairs]` of accepted candidates whose labels may match."""
         return self.match.comparable & self.accepted[self.match.overlaps.candidate]
 
     @cached_property
     def _is_split(self) -> Flags:
         """True for lesions that several accepted candidates overlap `[lesions]`."""
-        overlapped = self.match.overlaps.lesion[self._compared]
+        overlapped = self.match.overlaps.lesion[self._has_accepted]
         return np.bincount(overlapped, minlength=len(self.match.lesions)) > 1
 
     @cached_property
     def _is_merging(self) -> Flags:
         """True for candidates that are accepted and overlap several lesions `[n]`."""
-        overlapping = self.match.overlaps.candidate[self._compared]
+        overlapping = self.match.overlaps.candidate[self._has_accepted]
         return np.bincount(overlapping, minlength=len(self.accepted)) > 1
 
     @property
@@ -346,7 +353,9 @@ class _Accepted:
         """True for lesions `[lesions]` that share an accepted candidate with another lesion."""
         pairs = self.match.overlaps
         is_merged = np.zeros(len(self.match.lesions), bool)
-        is_merged[pairs.lesion[self.match.comparable & self._is_merging[pairs.candidate]]] = True
+        # pairs whose labels may match, and whose candidate overlaps several lesions
+        is_shared = self.match.comparable & self._is_merging[pairs.candidate]
+        is_merged[pairs.lesion[is_shared]] = True
         return is_merged
 
     def _find_ious(self, candidates: Rows, lesions: Rows) -> list[float | None]:
@@ -382,6 +391,7 @@ class _Accepted:
         ious = self._find_ious(candidate, lesion)
         return {
             "n_pairs": len(ious),
+            # `or 0.0` only satisfies the type checker: both rows of a pair exist
             "pair_iou": sum((iou or 0.0 for iou in ious), 0.0) if has_masks.all() else None,
             "n_unpaired": int(is_unpaired.sum()),
         }
@@ -396,14 +406,15 @@ class _Accepted:
         """
         lowest_accepted = float(self.match.scores[self.accepted].min(initial=1.0))
         point = self.case.prediction.operating_point
-        fitting = [rows for candidate, rows in self.case.unannotated if candidate.accepted]
+        # rows of the lesions that each accepted candidate of an unannotated label would find
+        lesion_rows = [rows for candidate, rows in self.case.unannotated if candidate.accepted]
         return Misses(
             match=self.match,
             accepted=self.accepted,
             true=self.outcomes == "true_positive",
             minimum=lowest_accepted if point is None else point.score,
             removed=self.case.prediction.removed,
-            unannotated=frozenset(row for rows in fitting for row in rows.tolist()),
+            unannotated=frozenset(row for rows in lesion_rows for row in rows.tolist()),
         )
 
     def _explain_miss(self, row: int) -> Miss:
@@ -530,7 +541,9 @@ def match_case(
     matched_prediction = prediction
     if matched_prediction is None:  # match a prediction without candidates
         grid = reference.geometry
-        matched_prediction = Prediction(case, grid, (), np.zeros(grid.shape, np.int32))
+        matched_prediction = Prediction(
+            case=case, geometry=grid, candidates=(), instances=np.zeros(grid.shape, np.int32)
+        )
     known = None if labels is None else labels.lesion_names
     matched = match(reference, matched_prediction, preset.criterion, known)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
@@ -540,8 +553,8 @@ def match_case(
     # Each region is scored like a case of one label. Without `labels`, these calls do not recurse.
     matched_regions = {
         name: match_case(
-            _cut_reference(reference, values),
-            _cut_prediction(prediction, values),
+            _reference_of_region(reference, values),
+            _prediction_of_region(prediction, values),
             preset,
             case=case,
             group=group,
@@ -577,7 +590,7 @@ def _list_rows(columns: Cells) -> list[RowCells]:
 
 def _pick_values(values: NDArray[Any], rows: Rows) -> list[Any]:
     """Return `values[row]` for each of `rows`, and None for the row −1, which means none."""
-    cells = [*values.tolist(), None]
+    cells = [*values.tolist(), None]  # `cells[-1]` is None
     return [cells[row] for row in rows.tolist()]
 
 
@@ -646,7 +659,8 @@ def _describe_places(instances: Lesions) -> Cells:
     percent: Any = [None] * len(instances)
     if dims == 2:  # relative to the image width; the last array axis is x
         percent = 100 * instances.diameters_mm / (grid.shape[-1] * grid.spacing_mm[-1])
-    ends = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in "zyx"[3 - dims :]]
+    axes = "zyx"[3 - dims :]  # only y and x in 2-D
+    ends = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in axes]
     centres = [f"centre_{axis}_mm" for axis in "xyz"[:dims]]
     return {
         "label": instances.labels,
@@ -660,7 +674,8 @@ def _describe_places(instances: Lesions) -> Cells:
 def _measure_size(lesions: Lesions, row: int) -> RowCells:
     """Compute the cells of a lesion for its number of voxels and its extent (`Extent`).
 
-    A lesion with only a box has just the cell `near_resolution`.
+    A lesion with only a box has just the cell `near_resolution`. The cell is True for a lesion of
+    fewer than `NEAR_RESOLUTION_VOXELS` voxels or of one slice, because its size is uncertain.
     """
     n_voxels = int(lesions.n_voxels[row])
     dims = lesions.geometry.dims
@@ -684,11 +699,12 @@ def _sum_ml(instances: Lesions, counted: Flags) -> float | None:
     return int(instances.n_voxels[counted].sum()) * instances.geometry.voxel_size / 1000
 
 
-def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
+def _reference_of_region(reference: Reference, values: Sequence[int]) -> Reference:
     """Return the reference of a region, so that the region is scored like a separate case.
 
-    The lesions of the region are the connected components of the voxels whose mask value is one of
-    `values`. A reference without a mask has no lesion in a region.
+    A region is several mask values that count as one label. Its lesions are the connected
+    components of the voxels whose mask value is one of `values`. A reference without a mask has no
+    lesion in a region.
     """
     if reference.labels is None:
         return Reference(reference.geometry, ignore=reference.ignore)
@@ -710,6 +726,7 @@ def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
     as it is.
     """
     values = prediction.values
+    # 0 is the background, and stands for a prediction without mask values
     unknown = np.setdiff1d(0 if values is None else values, (0, *labels.mask_values)).tolist()
     if not unknown:
         return prediction
@@ -719,10 +736,12 @@ def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
         prediction.case,
         unknown,
     )
-    return replace(_cut_prediction(prediction, labels.mask_values) or prediction, values=values)
+    # the union of all regions; `or prediction` applies to a prediction of boxes
+    known = _prediction_of_region(prediction, labels.mask_values) or prediction
+    return replace(known, values=values)
 
 
-def _cut_prediction(
+def _prediction_of_region(
     prediction: Prediction | None, region_values: Sequence[int]
 ) -> Prediction | None:
     """Return the prediction for a region, so that the region is scored like a separate case.

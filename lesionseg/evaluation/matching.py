@@ -210,11 +210,12 @@ class Match:
             the outcome of each candidate `[n]`.
         """
         links = self.links[rule or self.criterion]
-        found = np.zeros(len(self.lesions), bool)
+        must_stay_found = np.zeros(len(self.lesions), bool)
         if rule is None and accepted.any():
-            # these lesions must stay found, so `assign` prefers them among equally good solutions
-            found = self.detected_at >= self.scores[accepted].min()
-        candidate_of = assign(links, accepted, found)
+            # lesions that are found at this or a higher threshold, so `assign` prefers them among
+            # equally good solutions
+            must_stay_found = self.detected_at >= self.scores[accepted].min()
+        candidate_of = assign(links, accepted, prefer=must_stay_found)
         matched = np.zeros_like(accepted)
         linked = np.zeros_like(accepted)
         matched[candidate_of[candidate_of >= 0]] = True
@@ -319,10 +320,10 @@ def _find_ignored(
         region. Without voxels, more than half of its box is. Then the flags `[n]` of `Match.lost`:
         all voxels of the candidate are in the region.
     """
-    none = np.zeros(len(candidates), bool)
+    all_false = np.zeros(len(candidates), bool)
     ignore = reference.ignore
     if ignore is None or len(candidates) == 0:
-        return none, none
+        return all_false, all_false
     n_inside = np.zeros(len(candidates))  # voxels in the ignored region
     if prediction.instances is not None:
         highest = int(candidates.ids.max())
@@ -369,7 +370,9 @@ def find_links(
     common = overlaps.common
     if rule.measure == "coverage":
         weight = overlaps.of_lesion
-        in_lesions = sum_shares(candidate, len(candidates), overlaps.of_candidate, common)
+        in_lesions = sum_shares(
+            row=candidate, n_rows=len(candidates), share=overlaps.of_candidate, common=common
+        )
         is_linked = (in_lesions >= rule.threshold - ROUNDING)[candidate]
     else:
         if rule.measure == "centre":  # a candidate may find a lesion without an overlap
@@ -379,11 +382,11 @@ def find_links(
             pairs = [(row, number) for number, rows in near for row in rows if not lost[row]]
             candidate, lesion = np.array(pairs, np.int64).reshape(-1, 2).T
             weight = 1 / (1 + _measure_distances(candidates, lesions, candidate, lesion))
-            common = np.zeros((len(candidate), common.shape[1]))
+            common = np.zeros((len(candidate), common.shape[1]))  # not used by this rule
         is_linked = find_hits(rule, candidates, lesions, candidate, lesion, weight)
         is_linked &= candidates.labels[candidate] == lesions.labels[lesion]
         if rule.assignment == "largest_sum":
-            weight = 2 * weight / (1 + weight)
+            weight = 2 * weight / (1 + weight)  # Dice from the IoU
     links = Links(
         criterion=rule,
         n_lesions=len(lesions),
@@ -477,7 +480,7 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
     found_at = np.full(links.n_lesions, NEVER_FOUND)
     for candidates, lesions, weight in _split_into_components(links):
         component_scores = scores[candidates]
-        for score in np.unique(component_scores)[::-1]:
+        for score in np.unique(component_scores)[::-1]:  # from the highest
             is_found = found_at[lesions] > NEVER_FOUND
             if is_found.all():
                 break
@@ -522,7 +525,9 @@ def assign(links: Links, accepted: Flags, prefer: Flags) -> Rows:
     order = np.argsort(links.weight, kind="stable")
     candidate_of[links.lesion[order]] = links.candidate[order]
     if rule.assignment == "jointly":
-        covered = sum_shares(links.lesion, links.n_lesions, links.weight, links.common)
+        covered = sum_shares(
+            row=links.lesion, n_rows=links.n_lesions, share=links.weight, common=links.common
+        )
         candidate_of[covered < rule.threshold - ROUNDING] = -1
     return candidate_of
 
@@ -538,11 +543,12 @@ def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, R
     Returns:
         The rows of the matched candidates and the columns of their lesions, both `[matched pairs]`.
     """
-    value_of_pair = 0.0
+    bonus_of_pair = 0.0
     if rule.assignment == "every_threshold":
         # one more pair outweighs the largest possible sum of weights, which are at most 1
-        value_of_pair = min(weight.shape) + 1.0
-    value = np.where(weight > 0, value_of_pair + weight + _KEEP_FOUND * prefer, 0)
+        bonus_of_pair = min(weight.shape) + 1.0
+    # `_KEEP_FOUND` is so small that it only decides between equal sums
+    value = np.where(weight > 0, bonus_of_pair + weight + _KEEP_FOUND * prefer, 0)
     rows, columns = linear_sum_assignment(value, maximize=True)
     # scipy assigns as many rows as possible, also pairs that may not match
     may_match = weight[rows, columns] > 0
@@ -614,14 +620,14 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
         lesion_row = np.repeat(np.arange(n_lesions), lesions.n_voxels)
         pair_of_voxel = (candidate_row * n_lesions + lesion_row)[candidate_row >= 0]
     pair, voxels = np.unique(pair_of_voxel, return_counts=True)
-    candidate, lesion = np.divmod(pair, max(n_lesions, 1))
+    candidate, lesion = np.divmod(pair, max(n_lesions, 1))  # `max` avoids a division by 0
     # a pair is compared by boxes if one of the two has no mask
     if not (candidates.has_voxels.all() and lesions.has_voxels.all()):
-        row, column, _ = overlapping_pairs(  # equal labels, so that all pairs are compared
-            torch.from_numpy(candidates.boxes),
-            0 * candidates.ids,
-            torch.from_numpy(lesions.boxes),
-            0 * lesions.ids,
+        row, column, _ = overlapping_pairs(
+            boxes=torch.from_numpy(candidates.boxes),
+            labels=0 * candidates.ids,  # all labels 0, so that all pairs are compared
+            others=torch.from_numpy(lesions.boxes),
+            other_labels=0 * lesions.ids,
         )
         lacks_mask = ~(candidates.has_voxels[row] & lesions.has_voxels[column])
         candidate = np.concatenate([candidate, row[lacks_mask]])
@@ -665,7 +671,9 @@ def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers) -> Numbe
         The covered fraction of each lesion or candidate `[n_rows]`, at most 1.
     """
     total = np.bincount(row, share, minlength=n_rows)
-    n_boxes = np.bincount(row[common.any(axis=1)], minlength=n_rows)
+    is_of_boxes = common.any(axis=1)
+    n_boxes = np.bincount(row[is_of_boxes], minlength=n_rows)
+    # a single box overlaps no other one, so its fraction is added like that of a mask
     for number in np.flatnonzero(n_boxes > 1):
         total[number] = _sum_of_pairs(share[row == number], common[row == number])
     return np.minimum(total, 1.0)

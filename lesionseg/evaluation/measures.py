@@ -67,20 +67,27 @@ def measure_extent(voxels: Integers, spacing_mm: Sequence[float]) -> Extent:
     dims = len(spacing_mm)
     n_slices = 1
     plane = voxels
-    mm = np.asarray(spacing_mm, float)
+    pixel_mm = np.asarray(spacing_mm, float)
     if dims == 3:  # reduce the lesion to its slice with the most voxels
         axis = through_plane_axis(spacing_mm)
         counts = np.bincount(voxels[:, axis] - voxels[:, axis].min())
         n_slices = int((counts > 0).sum())
         fullest = voxels[:, axis].min() + counts.argmax()
         plane = np.delete(voxels[voxels[:, axis] == fullest], axis, axis=1)
-        mm = np.delete(mm, axis)
-    # the first and last pixels of each row contain all corners of the convex hull
+        pixel_mm = np.delete(pixel_mm, axis)
+    # The first and last pixels of each row contain all corners of the convex hull. In C order, a
+    # row begins where the first index changes; −1 is the index of no row.
     starts = np.flatnonzero(np.diff(plane[:, 0], prepend=-1))
     ends = np.append(starts[1:], len(plane)) - 1
-    long_mm, short_mm = _measure_axes(plane[np.concatenate([starts, ends])] * mm, mm)
+    points = plane[np.concatenate([starts, ends])] * pixel_mm
+    long_mm, short_mm = _measure_axes(points, pixel_mm)
     has_few_voxels = len(voxels) < NEAR_RESOLUTION_VOXELS
-    return Extent(n_slices, long_mm, short_mm, has_few_voxels or (dims == 3 and n_slices == 1))
+    return Extent(
+        slices=n_slices,
+        long_axis_mm=long_mm,
+        short_axis_mm=short_mm,
+        near_resolution=has_few_voxels or (dims == 3 and n_slices == 1),
+    )
 
 
 def _measure_axes(points: Numbers, pixel_mm: Numbers) -> tuple[float, float]:
@@ -104,9 +111,11 @@ def _measure_axes(points: Numbers, pixel_mm: Numbers) -> tuple[float, float]:
     if length == 0:
         return float(pixel_mm.max()), float(pixel_mm.min())
     along = (points[first] - points[second]) / length  # unit vector of the long axis
-    positions_across = points @ [-along[1], along[0]]
+    positions_across = points @ [-along[1], along[0]]  # along the perpendicular unit vector
     long_mm = length + float(np.abs(along) @ pixel_mm)
-    return long_mm, float(np.ptp(positions_across) + np.abs(along[::-1]) @ pixel_mm)
+    # the perpendicular vector has the components of `along` in reverse, apart from a sign
+    short_mm = float(np.ptp(positions_across) + np.abs(along[::-1]) @ pixel_mm)
+    return long_mm, short_mm
 
 
 def surface_scores(
@@ -174,6 +183,7 @@ def _find_surface(voxels: Integers, spacing: tuple[float, ...]) -> tuple[Numbers
     # codes between no neighbour and all neighbours inside the mask belong to the surface
     everything_inside = len(areas) - 1
     corner = np.argwhere((code > 0) & (code < everything_inside))
+    # the positions are half a voxel too high, in both masks alike, so distances do not change
     return (corner + low) * spacing, areas[code[tuple(corner.T)]]
 
 
@@ -189,6 +199,7 @@ def _area_table(spacing: tuple[float, ...]) -> tuple[Numbers, NDArray[np.uint8]]
     from monai.metrics.utils import get_code_to_measure_table
 
     areas, kernel = get_code_to_measure_table(spacing)
+    # the first two axes of MONAI's kernel are batch and channel
     return areas.numpy().astype(float), kernel[0, 0].numpy().astype(np.uint8)
 
 

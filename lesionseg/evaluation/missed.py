@@ -115,7 +115,12 @@ class Misses:
     def covered_by_accepted(self) -> Numbers:
         """The fraction of each lesion `[lesions]` that accepted candidates cover together."""
         pairs = self._pairs.where(self.accepted[self._pairs.candidate])
-        return sum_shares(pairs.lesion, len(self.match.lesions), pairs.of_lesion, pairs.common)
+        return sum_shares(
+            row=pairs.lesion,
+            n_rows=len(self.match.lesions),
+            share=pairs.of_lesion,
+            common=pairs.common,
+        )
 
     @cached_property
     def _fitting(self) -> Flags:
@@ -128,7 +133,9 @@ class Misses:
         It is the fraction that accepted candidates cover or, if no accepted candidate touches the
         lesion, the fraction that all candidates cover.
         """
-        return float(self.covered_by_accepted[row]) or self._sum_shares(self._find_touching(row))
+        # 0 if no accepted candidate touches the lesion
+        covered = float(self.covered_by_accepted[row])
+        return covered or self._cover_together(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
         """Return the first reason that applies to the missed lesion in this row.
@@ -154,12 +161,12 @@ class Misses:
             or self._explain_unannotated_label(row)
             or self._explain_lower_score(row)
             or self._explain_touch(accepted, row)
-            or self._explain_removed(row, self.minimum)
+            or self._explain_removed(row, minimum=self.minimum)  # with a sufficient score
             or self._explain_touch(accepted_other_label, row)
             or self._explain_near_miss(rejected, row)
             or self._explain_other_label(touching[~is_same_label], row)
             or self._explain_touch(touching, row)
-            or self._explain_removed(row, 0.0)
+            or self._explain_removed(row, minimum=0.0)  # with any score
             or Miss(WhyMissed.NO_RESPONSE)
         )
 
@@ -192,7 +199,8 @@ class Misses:
         there are several, it is the candidate with the lowest score and, among equal scores, with
         the largest weight. If there is none, no candidate is named, and the score is the one at
         which the lesion is found. The reason is `BELOW_OPERATING_POINT` if the lesion is found only
-        below the operating point, otherwise `NOT_ACCEPTED`.
+        below the operating point. Otherwise it is `NOT_ACCEPTED`: the score is sufficient, but a
+        candidate is not accepted, for example because of its anatomical zone.
         """
         match = self.match
         found_at = float(match.detected_at[row])
@@ -210,6 +218,7 @@ class Misses:
             is_last = would_find & (scores == score)
             best = links.candidate[is_last][np.argmax(links.weight[is_last])]
             candidate = int(match.candidates.ids[best])
+        # `minimum` is the score of the operating point
         why = WhyMissed.BELOW_OPERATING_POINT if found_at < self.minimum else WhyMissed.NOT_ACCEPTED
         return Miss(why, self.covered(row), candidate, score)
 
@@ -252,8 +261,8 @@ class Misses:
         candidate = self._pairs.candidate[pairs]
         covers_much = self._pairs.of_lesion[pairs] >= MARKED
         if rule.measure == "coverage":
-            if self._sum_shares(pairs) < rule.threshold - ROUNDING:
-                return pairs[:0]
+            if self._cover_together(pairs) < rule.threshold - ROUNDING:
+                return pairs[:0]  # no pair
             # the rule links a candidate only if enough of it is located in lesions
             return pairs[~np.isin(candidate, links.candidate)]
         if rule.measure == "centre":
@@ -285,13 +294,20 @@ class Misses:
         """Return the pairs of the lesion in this row, as indices of `match.overlaps`."""
         return np.flatnonzero(self._pairs.lesion == row)
 
-    def _sum_shares(self, positions: Rows) -> float:
-        """Return the fraction of a lesion that some of its pairs cover together.
+    def _cover_together(self, positions: Rows) -> float:
+        """Return the fraction of a lesion that the candidates of some of its pairs cover together.
 
-        `positions` are the pairs of one lesion, as indices of `match.overlaps`.
+        Voxels count once, also if boxes of candidates overlap. `positions` are the pairs of one
+        lesion, as indices of `match.overlaps`.
         """
         pairs = self._pairs.where(positions)
-        return float(sum_shares(0 * positions, 1, pairs.of_lesion, pairs.common)[0])
+        covered = sum_shares(
+            row=0 * positions,  # all pairs belong to the same lesion, which is row 0
+            n_rows=1,
+            share=pairs.of_lesion,
+            common=pairs.common,  # intersections of boxes
+        )
+        return float(covered[0])
 
     def _describe_best(self, why: WhyMissed, row: int, pairs: Rows) -> Miss | None:
         """Return a miss with the candidate that covers the largest fraction of the lesion.

@@ -107,6 +107,7 @@ class OperatingPointAim:
         )
 
     def __str__(self) -> str:
+        """Return the aim as the setting states it, such as `fp_per_case:0.5` or `best_f1`."""
         if self.kind in _WITHOUT_VALUE:
             return self.kind
         return f"{self.kind}:{self.value:.10g}"
@@ -148,7 +149,7 @@ def find_operating_point(
     """
     if aim is None or aim.kind == "auto":
         return points[0] if points else DEFAULT_POINT
-    if aim.given is not None:
+    if aim.given is not None:  # the aim is a score, which needs no point of the bundle
         return aim.given
     for point in points:
         if OperatingPointAim.parse(point.name) == aim:
@@ -239,7 +240,7 @@ def choose(
     n_lesions = len(is_found)
     n_found = int(is_found.sum())
     n_false = int(false.sum())
-    n_counted = n_found + n_false + n_lesions
+    n_counted = n_found + n_false + n_lesions  # denominator of F1: 2·TP + FP + FN
     recall = proportion(found, tables.lesions_by_group, NO_LESION)
     false_positives = estimate_rate(false, tables.sums["cases"], NO_PREDICTED_CASE)
     per_patient = mean_recall(found, tables.lesions_by_group)
@@ -284,7 +285,7 @@ def _find_score(
         The operating point, and the design effect of the false positives (module docstring). The
         design effect is 0 if the aim is not a rate of false positives.
     """
-    if aim.given is not None:
+    if aim.given is not None:  # the aim is a score
         return aim.given, 0.0
     if aim.kind == "fp_per_case":
         return _find_score_of_rate(tables, aim, confidence)
@@ -296,9 +297,9 @@ def _find_score(
             return OperatingPoint(str(aim), score, promised=aim.value), 0.0
         wanted = _count_wanted(aim.value, found.max(initial=0), n_lesions)
         # `found` falls with the score, so this rejects all scores below the highest sufficient one
-        score = _reject(tables, (found >= wanted).sum() - 1)
+        score = _threshold_rejecting(tables, (found >= wanted).sum() - 1)
         return OperatingPoint(str(aim), score, why_not_promised=why_not), 0.0
-    f1 = 2 * found / (found + false + n_lesions)
+    f1 = 2 * found / (found + false + n_lesions)  # 2·TP / (2·TP + FP + FN)
     # of several scores with the best F1, the highest one
     _, score = max(zip(f1, tables.observed, strict=True), default=(0, UNINFORMED_SCORE))
     return OperatingPoint(str(aim), float(score)), 0.0
@@ -381,12 +382,14 @@ def max_false_positives(
     (12, -1)
     """
     if confidence is None:
+        # the expected rate of new cases is (k + deff) / n_cases, see `_expect_rate`
         return int(np.floor(aimed_at * n_cases - deff + _ROUNDING))
     if groups and deff > 1:
         deff *= few_groups_factor(groups)
     maximum = int(np.floor(aimed_at * n_cases + _ROUNDING))
     # the probability, for 0, 1, … `maximum` false positives on these cases, that new cases have at
-    # most `maximum`; it decreases, so the last sufficient number is wanted
+    # most `maximum`; it decreases, so the last sufficient number is wanted. `betainc` is the
+    # cumulative distribution of the negative binomial
     probabilities = betainc(np.arange(maximum + 1) / deff + 1, maximum / deff + 1, 0.5)
     return int((probabilities >= confidence).sum()) - 1
 
@@ -403,16 +406,18 @@ def _find_score_of_rate(
         The operating point, and the design effect of the false positives. `confidence` of the point
         is None if no probability was requested, or if an exception applied.
     """
-    false_at = tables.count_at(tables.observed)[1]
+    _, false_at = tables.count_at(tables.observed)  # false positives at each observed score
     # the score that has the aimed rate on these cases
-    score_here = _reject(tables, (false_at > aim.value * tables.exposure + _ROUNDING).sum())
+    n_above_aim = (false_at > aim.value * tables.exposure + _ROUNDING).sum()
+    score_here = _threshold_rejecting(tables, n_above_aim)
     # estimated at this score, because fewer false positives show less of the difference
     false = _count_false(tables, score_here)
     design_effect = count_design_effect(false, tables.sums["cases"])
     n_groups = len(tables.groups)
     maximum = max_false_positives(aim.value, tables.exposure, design_effect, confidence, n_groups)
-    score = _reject(tables, (false_at > max(maximum, 0)).sum())
+    score = _threshold_rejecting(tables, (false_at > max(maximum, 0)).sum())
     meets_aim = maximum >= 0
+    # second exception: the stricter score finds no lesion. `count_at(…)[0]` counts found lesions
     if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:
         score = score_here
         meets_aim = False
@@ -465,7 +470,8 @@ def _promise_sensitivity(tables: "Tables", sensitivity: float) -> tuple[float | 
     # each lesion is this fraction of the lesions of its patient
     shares = 1 / tables.lesions_by_group[tables.group_of["lesions"]][by_score]
     n = int((tables.lesions_by_group > 0).sum())
-    missed = np.cumsum(shares) - shares  # n·R at each of these scores
+    # n·R at each of these scores: the lesions with lower scores are missed
+    missed = np.cumsum(shares) - shares
     is_promised = (missed + 1 <= (1 - sensitivity) * (n + 1) + _ROUNDING) & np.isfinite(scores)
     if is_promised.any():
         return float(scores[is_promised][-1]), ""
@@ -484,6 +490,7 @@ def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
     """
     shares = np.nan_to_num(divide(found, lesions))
     counted = (lesions > 0).astype(float)
+    # each patient counts as one item with a value from 0 to 1
     mean = proportion(shares, counted, NO_LESION, name="recall_per_patient", min_deff=0.0)
     return replace(mean, n=int(counted.sum()))
 
@@ -511,7 +518,7 @@ def _count_wanted(sensitivity: float, n_found: int, n_lesions: int) -> int:
     return wanted
 
 
-def _reject(tables: "Tables", n: int) -> float:
+def _threshold_rejecting(tables: "Tables", n: int) -> float:
     """Return a threshold that rejects exactly the `n` lowest of the observed scores.
 
     It is slightly above the highest rejected score, at most midway to the next observed score. If
