@@ -88,7 +88,7 @@ class CaseFiles:
         try:
             size = float(text) if text else None
         except ValueError:
-            size = math.nan
+            size = math.nan  # refused below
         if size is not None and not 0 < size < math.inf:
             raise DatasetError(
                 f"pixel_mm of {self.case!r} is {text}. Write the width of a pixel in millimetres, "
@@ -145,6 +145,7 @@ class Reference:
     annotated_boxes: AnnotatedBoxes | None = None
 
     def __post_init__(self) -> None:
+        """Check that the arrays that exist have the shape of the grid."""
         for name in ("labels", "instances", "ignore"):
             array = getattr(self, name)
             if array is not None and array.shape != self.geometry.shape:
@@ -153,8 +154,9 @@ class Reference:
 
     def mask(self) -> Flags | None:
         """Return a boolean mask `[*spatial]` of all lesions; None if lesions have only boxes."""
-        drawn = self.labels if self.instances is None else self.instances
-        return None if drawn is None else np.asarray(drawn > 0)
+        # an instance mask, if there is one, contains all lesions
+        marked = self.labels if self.instances is None else self.instances
+        return None if marked is None else np.asarray(marked > 0)
 
     @property
     def unannotated(self) -> tuple[int, ...]:
@@ -332,7 +334,7 @@ def assign_groups(
         groups[case] = case
         subject = _BIDS_SUBJECT.search(case)
         side = _SIDE.fullmatch(case)  # such as P12_L
-        other_side = case[:-1] + ("R" if case.endswith("L") else "L")
+        other_side = case[:-1] + ("R" if case.endswith("L") else "L")  # such as P12_R
         if subject is not None:
             groups[case] = subject[1]
         elif side is not None and other_side in without_group:

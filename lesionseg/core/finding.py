@@ -58,7 +58,7 @@ class Finding:
             text = f"The memory ran out ({text}). Use a machine with more of it, or crop the case."
         if where and not text.startswith(f"{where}: "):
             text = f"{where}: {text}"
-        return cls(kind, text, case, "error")
+        return cls(kind=kind, message=text, case=case, severity="error")
 
 
 @contextmanager
@@ -95,4 +95,4 @@ def require_no_errors(findings: Iterable[Finding], root: Path) -> None:
         shown = [f"{root}: {len(texts)} entries cannot be used:", *shown]
     if len(texts) > _MAX_SHOWN:
         shown.append(f"… and {len(texts) - _MAX_SHOWN} more")
-    raise DatasetError("\n  ".join(shown))
+    raise DatasetError("\n  ".join(shown))  # lines below the first one are indented

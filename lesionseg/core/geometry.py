@@ -66,8 +66,10 @@ class Geometry:
     unit: str = "mm"
 
     def __post_init__(self) -> None:
+        """Convert shape and affine to fixed types, and check that the affine can be inverted."""
         affine = np.array(self.affine, float)
         affine.setflags(write=False)
+        # `object.__setattr__`, because the dataclass is frozen
         object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         object.__setattr__(self, "affine", affine)
         if affine.shape != (self.dims + 1, self.dims + 1):
@@ -119,6 +121,7 @@ class Geometry:
         if self.dims != 3:
             return tuple(range(self.dims))
         cosines = np.abs(self.affine[:3, :3]) / np.asarray(self.spacing_mm)  # [R A S, array axis]
+        # rows 2, 1, 0 are S, A, R
         return max(permutations(range(3)), key=lambda order: cosines[(2, 1, 0), order].sum())
 
     @property
@@ -157,6 +160,7 @@ class Geometry:
         `part` has one slice with start and stop for each array axis.
         """
         affine = self.affine.copy()
+        # the position of the new first voxel
         affine[:-1, -1] = self.to_mm([[axis.start for axis in part]])[0]
         return Geometry(tuple(axis.stop - axis.start for axis in part), affine, self.unit)
 
@@ -168,6 +172,7 @@ class Geometry:
         if self.shape != other.shape:
             return float("inf")
         last = np.subtract(self.shape, 1)
+        # `ndindex` yields each combination of 0 (first voxel) and 1 (last voxel) of the axes
         corners = [np.multiply(corner, last) for corner in np.ndindex((2,) * self.dims)]
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
@@ -255,6 +260,7 @@ class Volume:
         return [channel for c, channel in enumerate(self.array) if c not in self.missing]
 
     def __post_init__(self) -> None:
+        """Check that the array has the shape of the grid, after its axis of channels."""
         if self.array.shape[1:] != self.geometry.shape:
             shapes = f"{self.array.shape}, not {('C', *self.geometry.shape)}"
             raise GeometryError(f"The array does not fit its geometry: shape {shapes}.")

@@ -25,7 +25,7 @@ def numbers_first(name: str) -> tuple[bool, float, str, str]:
         number = float(name)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not math.isfinite(number):  # True is sorted after False
         return (True, 0.0, name.casefold(), name)
     return (False, number, name, name)
 
@@ -152,7 +152,10 @@ class Labels:
         Used for the setting `merge_labels=true`.
         """
         return Labels(
-            tuple(UNION), tuple(UNION.values()), ignore=self.ignore, merged=self.mask_names
+            values=tuple(UNION),
+            names=tuple(UNION.values()),
+            ignore=self.ignore,
+            merged=self.mask_names,
         )
 
     def predicted(self) -> "Labels":
@@ -160,4 +163,4 @@ class Labels:
 
         `ignore` and `merged` are dropped, because they concern only reference masks.
         """
-        return Labels(self.values, self.names, self.regions)
+        return Labels(values=self.values, names=self.names, regions=self.regions)

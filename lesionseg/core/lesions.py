@@ -79,7 +79,8 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
     (slice(0, 3, None), slice(2, 3, None))
     """
     ends = np.asarray(box, float)
-    start = np.ceil(ends[:dims] - 0.5)  # i + 0.5 is the centre of voxel i
+    # i + 0.5 is the centre of voxel i, so this is the first voxel whose centre is not below the end
+    start = np.ceil(ends[:dims] - 0.5)
     stop = np.ceil(ends[dims:] - 0.5)
     contains_no_centre = stop <= start
     start = np.where(contains_no_centre, np.floor((ends[:dims] + ends[dims:]) / 2), start)
@@ -107,7 +108,7 @@ def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray
     for box in unclipped[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
         sides = []
         for axis in reversed(range(dims)):  # x first, as in tables
-            name = "zyx"[axis - dims]
+            name = "zyx"[axis - dims]  # counted from the end, because 2-D has no z
             sides.append(f"{name} {box[axis]:g} to {box[dims + axis]:g} of 0 to {shape[axis]}")
         raise ContentError(
             f"{where}: the box is empty or outside its image ({', '.join(sides)}). Correct the box."
@@ -212,8 +213,9 @@ class Lesions:
         voxels.
         """
         dims = self.geometry.dims
-        balls = _UNIT_BALL[dims] * (self.diameters_mm / 2) ** dims
-        return np.maximum(np.rint(balls / self.geometry.voxel_size), 1).astype(np.int64)
+        # in mm³ (2-D: mm²); the equivalent diameter gives back the volume of the voxels
+        volumes = _UNIT_BALL[dims] * (self.diameters_mm / 2) ** dims
+        return np.maximum(np.rint(volumes / self.geometry.voxel_size), 1).astype(np.int64)
 
     @property
     def has_voxels(self) -> Flags:
@@ -239,7 +241,7 @@ class Lesions:
         instances = np.zeros(self.geometry.shape, np.int32)
         dims = self.geometry.dims
         volumes = np.prod(self.boxes[:, dims:] - self.boxes[:, :dims], axis=1)
-        for row in np.argsort(-volumes, kind="stable"):
+        for row in np.argsort(-volumes, kind="stable"):  # the largest first
             if not self.n_voxels[row]:
                 instances[centre_slices(self.boxes[row], dims)] = self.ids[row]
         instances[tuple(self.voxels.T)] = np.repeat(self.ids, self.n_voxels)

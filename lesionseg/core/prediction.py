@@ -103,7 +103,7 @@ class Candidate:
         """
         start = voxels.min(axis=0).astype(float)
         stop = voxels.max(axis=0) + 1.0
-        volume_mm = len(voxels) * geometry.voxel_size
+        volume_mm = len(voxels) * geometry.voxel_size  # mm³, in 2-D mm²
         return cls(
             id=id,
             label=label,
@@ -286,7 +286,7 @@ class Prediction:
         instances = self.instances
         if instances is not None and len(candidates) < len(self.candidates):
             is_kept = np.isin(instances, [candidate.id for candidate in candidates])
-            instances = np.where(is_kept, instances, np.int32(0))
+            instances = np.where(is_kept, instances, np.int32(0))  # the result stays int32
         return replace(self, candidates=tuple(candidates), instances=instances)
 
     def without_labels(self, labels: Sequence[int]) -> "Prediction":

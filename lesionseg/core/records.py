@@ -45,7 +45,7 @@ def parse_as(
         return result
     except ValidationError as failed:
         beginning = f"{where}: " if where else ""
-        misfits = describe_misfits(failed, content)[:300]
+        misfits = describe_misfits(failed, content)[:300]  # a file may have very many misfits
         for name, key in (key_of or {}).items():
             misfits = misfits.replace(name, key)
         raise error(f"{beginning}{misfits}.") from failed
@@ -66,5 +66,6 @@ def read_object(text: str, where: str | Path, error: type[LesionsegError]) -> di
     except ValueError as failed:
         raise error(f"{where}: this is not JSON ({failed}).") from failed
     if not isinstance(content, dict):
+        # the first characters of the content show what it is
         raise error(f"{where}: this is not a JSON object, but {str(content)[:60]}.")
     return content

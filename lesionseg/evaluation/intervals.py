@@ -280,7 +280,7 @@ def poisson_interval(events: float) -> CI:
     >>> round(low, 4), round(high, 4)
     (4.7954, 18.3904)
     """
-    low = gammaincinv(events, 0.025) if events else 0.0  # not defined for 0 events
+    low = gammaincinv(events, 0.025) if events else 0.0  # no mean is too low for 0 events
     return float(low), float(gammaincinv(events + 1, 0.975))
 
 

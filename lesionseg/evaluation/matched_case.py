@@ -332,20 +332,20 @@ class _Accepted:
         return [predicted.volume_ml if volume is None else volume for volume, predicted in pairs]
 
     @cached_property
-    def _has_accepted(self) -> Flags:
+    def _is_accepted_pair(self) -> Flags:
         """True for overlapping pairs `[pairs]` of accepted candidates whose labels may match."""
         return self.match.comparable & self.accepted[self.match.overlaps.candidate]
 
     @cached_property
     def _is_split(self) -> Flags:
         """True for lesions that several accepted candidates overlap `[lesions]`."""
-        overlapped = self.match.overlaps.lesion[self._has_accepted]
+        overlapped = self.match.overlaps.lesion[self._is_accepted_pair]
         return np.bincount(overlapped, minlength=len(self.match.lesions)) > 1
 
     @cached_property
     def _is_merging(self) -> Flags:
         """True for candidates that are accepted and overlap several lesions `[n]`."""
-        overlapping = self.match.overlaps.candidate[self._has_accepted]
+        overlapping = self.match.overlaps.candidate[self._is_accepted_pair]
         return np.bincount(overlapping, minlength=len(self.accepted)) > 1
 
     @property
@@ -354,8 +354,8 @@ class _Accepted:
         pairs = self.match.overlaps
         is_merged = np.zeros(len(self.match.lesions), bool)
         # pairs whose labels may match, and whose candidate overlaps several lesions
-        is_shared = self.match.comparable & self._is_merging[pairs.candidate]
-        is_merged[pairs.lesion[is_shared]] = True
+        has_merging_candidate = self.match.comparable & self._is_merging[pairs.candidate]
+        is_merged[pairs.lesion[has_merging_candidate]] = True
         return is_merged
 
     def _find_ious(self, candidates: Rows, lesions: Rows) -> list[float | None]:
@@ -726,7 +726,7 @@ def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
     as it is.
     """
     values = prediction.values
-    # 0 is the background, and stands for a prediction without mask values
+    # 0 is the background. A prediction without mask values has no unknown value
     unknown = np.setdiff1d(0 if values is None else values, (0, *labels.mask_values)).tolist()
     if not unknown:
         return prediction

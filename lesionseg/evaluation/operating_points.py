@@ -552,29 +552,30 @@ def exceeds_aim(point: OperatingPoint) -> bool:
 def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None) -> str:
     """Describe an operating point in sentences: score, aim, and scores on the choosing cases.
 
-    The numbers are left out if they are not known. `best_f1` is the operating point with the best
-    F1 on the same cases. It is described for comparison if its score differs.
+    The numbers are left out if they are not known. An undefined F1 is printed as 0. `best_f1` is
+    the operating point with the best F1 on the same cases. It is described for comparison if its
+    score differs.
     """
-    words = f"Threshold {format_score(point.score)} ({_describe_aim(point)})."
+    text = f"Threshold {format_score(point.score)} ({_describe_aim(point)})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
-        return words
+        return text
     ends = point.false_positives_per_case_ci95
     interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
-    words += (
+    text += (
         f" On {point.chosen_on or 'these'} cases: recall {point.lesion_recall:.2f}, "
         f"{point.false_positives_per_case:.2f} false positives per scan, "
         f"F1 {point.lesion_f1 or 0:.2f}. Expect "
         f"{point.expected_false_positives_per_case:.2f} per scan on new patients{interval}."
     )
-    words = f"{words} {describe_expected_recall(point)}".rstrip()
+    text = f"{text} {describe_expected_recall(point)}".rstrip()
     if best_f1 is not None and best_f1.score != point.score:
-        words += (
+        text += (
             f" The best F1 is {best_f1.lesion_f1 or 0:.2f} at threshold "
             f"{format_score(best_f1.score)}: recall {best_f1.lesion_recall or 0:.2f}, "
             f"{best_f1.false_positives_per_case:.2f} false positives per scan "
             "(operating_point=best_f1)."
         )
-    return words
+    return text
 
 
 def describe_expected_recall(point: "OperatingPoint | PointInUse") -> str:
@@ -592,10 +593,10 @@ def describe_expected_recall(point: "OperatingPoint | PointInUse") -> str:
             f"At least {point.promised:g} of a new patient's lesions are {about}promised, on "
             "average over patients like these."
         )
-    words = f"Expect {expected:.2f} of a new patient's lesions."
+    text = f"Expect {expected:.2f} of a new patient's lesions."
     if point.why_not_promised:
-        words += f" No sensitivity is promised: {point.why_not_promised}."
-    return words
+        text += f" No sensitivity is promised: {point.why_not_promised}."
+    return text
 
 
 def _describe_aim(point: OperatingPoint) -> str:
@@ -608,12 +609,12 @@ def _describe_aim(point: OperatingPoint) -> str:
     if aim.kind == "best_f1":
         return "aim: the best F1 of lesions"
     noun = "false positive" if aim.value == 1 else "false positives"
-    words = f"aim: {aim.value:g} {noun} per scan"
+    text = f"aim: {aim.value:g} {noun} per scan"
     if point.is_default and aim.value != 1:  # a higher rate, because the cases have many lesions
-        words += ", one per ten lesions: the default"
+        text += ", one per ten lesions: the default"
     elif point.is_default:
-        words += ", the default"
-    return words
+        text += ", the default"
+    return text
 
 
 def list_points(points: Iterable[OperatingPoint]) -> list[str]:
@@ -627,6 +628,7 @@ def list_points(points: Iterable[OperatingPoint]) -> list[str]:
         expectation = (
             "" if expected is None else f", {expected:.2f} false positives per case expected"
         )
+        # indented like the other lines of the terminal
         lines.append(f"         {point.name}: score {point.score:.4g}{expectation}")
     return lines
 
@@ -645,19 +647,19 @@ def explain_uncertainty(point: OperatingPoint, confidence: float | None = None) 
     if point.chosen_on is None or point.n_patients is None:
         return ""
     aim = OperatingPointAim.parse(point.name)
-    is_beyond = exceeds_aim(point)
+    misses_aim = exceeds_aim(point)
     if aim.kind == "fp_per_case" and confidence:
-        is_beyond = point.confidence is None  # no score has the confidence
-    if point.n_patients >= FEW_PATIENTS and not is_beyond:
+        misses_aim = point.confidence is None  # no score has the confidence
+    if point.n_patients >= FEW_PATIENTS and not misses_aim:
         return ""
-    words = f"The threshold was chosen on only {count(point.n_patients, 'patient')}"
-    if is_beyond:
+    text = f"The threshold was chosen on only {count(point.n_patients, 'patient')}"
+    if misses_aim:
         verb = "guarantee" if confidence else "expect"
-        words += f", too few to {verb} {aim.value:g} false positives per scan"
-    words += "."
+        text += f", too few to {verb} {aim.value:g} false positives per scan"
+    text += "."
     if point.chosen_on != OUT_OF_FOLD:
-        words += " Use data.fold=all to choose it on all cases."
-    return words
+        text += " Use data.fold=all to choose it on all cases."
+    return text
 
 
 # --- in scores -----------------------------------------------------------------------------------
@@ -720,7 +722,8 @@ def explain_unlike(points: Iterable[PointInUse]) -> str:
       without scores.
     - Both were chosen on cases for the same request, and both or neither on the evaluated cases.
     """
-    # None for a threshold that was not chosen on cases
+    # None for a threshold that was not chosen on cases. `optimistic` belongs to the request,
+    # because a threshold that was chosen on the evaluated cases gives better scores
     requests = {point.request and (point.request, point.optimistic) for point in points}
     if len(requests) == 1:
         return ""

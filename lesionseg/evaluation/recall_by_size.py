@@ -121,7 +121,13 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
         `weights` is how often each group was drawn `[replicates, groups]`.
         """
         found = weights @ n_found
-        fits = fit_logistic(log_diameters, found, weights @ n_all, n_of_size, ridge=_RIDGE)
+        fits = fit_logistic(
+            x=log_diameters,
+            true=found,
+            totals=weights @ n_all,
+            weights=n_of_size,  # the same standardisation of x in all replicates
+            ridge=_RIDGE,
+        )
         intercept = fits[:, :1]
         slope = fits[:, 1:]
         curve = expit(intercept + slope * np.log(points))
@@ -130,13 +136,14 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     *curve, d50, d90, intercept, slope = bootstrap(
         statistic,
         draws,
-        tables.lesions_by_group,
-        NO_LESION,
-        _ITEMS_PER_LESION * n_lesions,
+        support=tables.lesions_by_group,
+        undefined=NO_LESION,
+        items=_ITEMS_PER_LESION * n_lesions,
         names=["size_curve"] * N_CURVE_POINTS
         + ["size_d50", "size_d90", "size_intercept", "size_slope"],
         bounds=[SHARE] * N_CURVE_POINTS + [None] * 4,  # of the curve, and of the other numbers
     )
+    # `or 0.0` only satisfies the type checker: a fit always has an intercept and a slope
     return [
         _clear_if_at_end(d50, low, high),
         _clear_if_at_end(d90, low, high),
@@ -163,8 +170,8 @@ def _find_crossings(intercept: Numbers, slope: Numbers, low: float, high: float)
     log_odds = np.log([1.0, 9.0])  # of the levels: 0.5/0.5 and 0.9/0.1
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         crossing = np.exp((log_odds - intercept) / slope)
-    in_middle = expit(intercept + slope * np.log(np.sqrt(low * high)))
-    without_crossing = np.where(in_middle >= levels, 0.0, np.inf)
+    in_middle = expit(intercept + slope * np.log(np.sqrt(low * high)))  # at the geometric mean
+    without_crossing = np.where(in_middle >= levels, 0.0, np.inf)  # clipped to `low` or `high`
     return np.clip(np.where(slope > 0, crossing, without_crossing), low, high)
 
 

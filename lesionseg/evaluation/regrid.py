@@ -118,6 +118,7 @@ def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry)
 
     New voxels that are half a source voxel or more outside the source grid become 0.
     """
+    # with an axis of one channel; "near" sets new voxels far outside the source grid to 0
     return resample_to(array[np.newaxis], source, geometry, "nearest", edge="near")[0].numpy()
 
 
@@ -136,12 +137,11 @@ def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Can
     The new box encloses the transformed corners of the old box. The candidate has no mask
     afterwards.
     """
-    corners = move_boxes([[*candidate.start_vox, *candidate.stop_vox]], source, geometry)[
-        0
-    ].tolist()
+    boxes = move_boxes([[*candidate.start_vox, *candidate.stop_vox]], source, geometry)
+    box = boxes[0].tolist()
     return replace(
         candidate,
-        start_vox=tuple(corners[: geometry.dims]),
-        stop_vox=tuple(corners[geometry.dims :]),
+        start_vox=tuple(box[: geometry.dims]),
+        stop_vox=tuple(box[geometry.dims :]),
         has_mask=False,
     )

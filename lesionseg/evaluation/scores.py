@@ -255,9 +255,10 @@ class Scores:
 
         False for development cases, on which operating points are meant to be chosen.
         """
-        chosen_on = (self.operating_point.chosen_on or "").split("+")
-        is_chosen_on_others = not any(role and role not in DEVELOPMENT_ROLES for role in chosen_on)
-        if is_chosen_on_others or self.evaluated_on in DEVELOPMENT_ROLES:
+        chosen_on = (self.operating_point.chosen_on or "").split("+")  # such as "train+validation"
+        # also true if no role is known
+        only_development = not any(role and role not in DEVELOPMENT_ROLES for role in chosen_on)
+        if only_development or self.evaluated_on in DEVELOPMENT_ROLES:
             return False
         return self.operating_point.optimistic
 
@@ -278,6 +279,7 @@ class Scores:
         rows = [_row_to_json(row) for row in self.rows]
         return {
             **TypeAdapter(type(self)).dump_python(self, mode="json", exclude={"rows"}),
+            # keys that the provenance does not state are left out
             "provenance": self.provenance.model_dump(mode="json", exclude_unset=True),
             "scores": [row for row in rows if row["at"] is None],
             "curves": [row for row in rows if row["at"] is not None],
@@ -352,7 +354,8 @@ def _row_from_json(row: Mapping[str, Any]) -> dict[str, Any]:
 def size_column(unit: str) -> str:
     """Return the column of lesions.csv with the diameters in a unit.
 
-    It is `diameter_percent` for `PERCENT_OF_WIDTH`, otherwise `diameter_mm`, also for pixels.
+    It is `diameter_percent` for `PERCENT_OF_WIDTH`, otherwise `diameter_mm`. This is also the
+    column for pixels ("px"), because an unknown pixel size is set to 1 mm.
     """
     return "diameter_percent" if unit == PERCENT_OF_WIDTH else "diameter_mm"
 
@@ -424,16 +427,18 @@ def write_scores(
     write_tables(folder, tables, labels or {}, scores.failed_cases)
     # labels.csv: the average precision at each IoU is inserted before the last two columns
     ious = {f"box_ap_{100 * iou:.0f}": iou for iou in IOUS}
-    *numbers, low, high = LABEL_COLUMNS
+    *first_columns, mean_40_75, mean_50_95 = LABEL_COLUMNS
     rows = []
     for label in scores.labels:
         curve = {point.at: point.value for point in scores.curve("box_average_precision", label)}
         row = {column: curve.get(iou) for column, iou in ious.items()}
         for column in LABEL_COLUMNS:
+            # scores.json counts found lesions under another name than labels.csv
             name = "n_true_positive" if column == "n_detected" else column
             row[column] = scores.find(name, label=label).value
         rows.append({"label": label, **row})
-    write_csv(folder / "labels.csv", rows, ("label", *numbers, *ious, low, high))
+    columns = ("label", *first_columns, *ious, mean_40_75, mean_50_95)
+    write_csv(folder / "labels.csv", rows, columns)
     write_json(folder / SCORES_FILE, scores.to_json())
 
 
@@ -469,11 +474,11 @@ def _format_numbers(scores: Scores) -> dict[str, str]:
 
     An undefined number is a dash. So are the scores of boxes unless `is_judged_by_boxes`.
     """
-    texts = {words: str(scores.count(name)) for words, name in _PRINTED_COUNTS.items()}
-    for words, name in (*_PRINTED.items(), *_PRINTED_OF_BOXES.items()):
+    texts = {printed: str(scores.count(name)) for printed, name in _PRINTED_COUNTS.items()}
+    for printed, name in (*_PRINTED.items(), *_PRINTED_OF_BOXES.items()):
         value = scores[name].value
-        is_shown = value is not None and (scores.is_judged_by_boxes or words in _PRINTED)
-        texts[words] = _format_decimals(value if is_shown else None)
+        is_shown = value is not None and (scores.is_judged_by_boxes or printed in _PRINTED)
+        texts[printed] = _format_decimals(value if is_shown else None)
     point = scores.operating_point.score
     texts["accepted from score"] = "–" if point is None else format_score(point)
     return texts

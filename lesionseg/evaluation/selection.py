@@ -74,18 +74,20 @@ def select(
         with suppress(ContentError):  # no score reaches this sensitivity
             point = choose_for(further_aim, quiet=True)
             points.setdefault(point.name, point)
-    words = describe_point(first, points["best_f1"])
-    reason = f"{remark}{words} {explain_uncertainty(first, rate_confidence)}".strip()
+    # `best_f1` is one of `AIMS`, and every set of cases can reach it
+    description = describe_point(first, points["best_f1"])
+    reason = f"{remark}{description} {explain_uncertainty(first, rate_confidence)}".strip()
     # the calibration on all cases, and one for each fold on the other folds
     calibration, why = _fit_calibration(tables, chosen_on)
     if fold_of is None:
+        # the patients are assigned to the folds in turn
         folds = (tables.group_of["cases"] % _N_FOLDS).tolist()
         fold_of = dict(zip(tables.cases["case"], folds, strict=True))
     calibration_of_fold: dict[int, Calibration] = {}
-    for number in sorted(set() if calibration is None else set(fold_of.values())):
+    for held_out in sorted(set() if calibration is None else set(fold_of.values())):
         with suppress(ContentError):  # the other folds have too few candidates
-            others = {case for case, fold in fold_of.items() if fold != number}
-            calibration_of_fold[number] = fit_calibration(tables.of_cases(others))
+            others = {case for case, fold in fold_of.items() if fold != held_out}
+            calibration_of_fold[held_out] = fit_calibration(tables.of_cases(others))
     complete = replace(
         selection,
         operating_points=tuple(points.values()),

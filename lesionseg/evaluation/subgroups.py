@@ -143,6 +143,7 @@ def _replace_by_quartiles(values: Sequence[str]) -> tuple[list[str], list[str]]:
     numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
     edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, N_QUANTILES + 1)))
     ranges = [f"{low:.12g} to {high:.12g}" for low, high in itertools.pairwise(edges.tolist())]
+    # only the edges between two quartiles, so that minimum and maximum belong to a quartile
     quartile = np.searchsorted(edges[1:-1], numbers, side="right")
     return np.where(np.isnan(numbers), NOT_STATED, np.array(ranges)[quartile]).tolist(), ranges
 
@@ -164,8 +165,8 @@ def _find_dividing_columns(
         has_few_words = len(known) <= MAX_VALUES and len(known) < len(cases)
         # there are more pairs than words if a word belongs to several patients
         pairs = {pair for pair in zip(cells, groups, strict=True) if pair[0] != NOT_STATED}
-        is_shared = len(pairs) > len(known)
-        divides = (has_few_words and is_shared) or _is_numeric(known)
+        has_common_word = len(pairs) > len(known)
+        divides = (has_few_words and has_common_word) or _is_numeric(known)
         if divides and len(known) > 1:
             names.append(name)
     return names

@@ -80,9 +80,10 @@ class Ratio(NamedTuple):
         return self.factor * sums[self.above], np.sum([sums[name] for name in self.below], axis=0)
 
     def estimate(self, name: str, sums: Mapping[str, Numbers]) -> Estimate:
-        """Compute the ratio over all groups, with its interval. Not for `lesion_f1`.
+        """Compute the ratio over all groups, with its interval.
 
-        `name` is the name of the estimate. `sums` are the counts of `Tables.sums`.
+        Not for `lesion_f1`, whose interval needs the bootstrap (`Summary.ratio`). `name` is the
+        name of the estimate. `sums` are the counts of `Tables.sums`.
         """
         above, below = self.terms(sums)
         compute = estimate_rate if self.is_rate else proportion
@@ -145,33 +146,33 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
     Raises:
         ConfigError: If a column in `settings.subgroups` is missing or has too many words.
     """
-    whole = Summary(tables, preset, settings.replicates, settings.seed)
+    summary = Summary(tables, preset, settings.replicates, settings.seed)
     scale = SizeScale.of(tables, preset)
     # scores of all cases together, of criteria and of labels
     rows = [
-        *whole.counts(),
-        *whole.overlap(),
-        *(whole.ratio(name) for name in RATIOS),
+        *summary.counts(),
+        *summary.overlap(),
+        *(summary.ratio(name) for name in RATIOS),
         mean_recall(tables.sums["found"], tables.lesions_by_group),
-        whole.cpm(),
-        whole.average_precision(),
-        whole.case_auroc(),
-        whole.panoptic_quality(),
-        *whole.froc(),
-        *whole.box_scores(),
-        *whole.lesion_load(),
+        summary.cpm(),
+        summary.average_precision(),
+        summary.case_auroc(),
+        summary.panoptic_quality(),
+        *summary.froc(),
+        *summary.box_scores(),
+        *summary.lesion_load(),
         *recall_by_size(tables, scale),
-        *size_curve(tables, whole.draws, scale),
-        *whole.calibration(),
-        *whole.other_criteria(),
-        *whole.by_label(settings.labels),
+        *size_curve(tables, summary.draws, scale),
+        *summary.calibration(),
+        *summary.other_criteria(),
+        *summary.by_label(settings.labels),
     ]
     # scores of subgroups
     columns = _with_slice_spacing(tables, settings.columns)
-    for name, part in find_subgroups(tables, columns, settings.subgroups):
-        rows += whole.subgroup(name, part)
+    for name, tables_of_subgroup in find_subgroups(tables, columns, settings.subgroups):
+        rows += summary.subgroup(name, tables_of_subgroup)
     bootstrap_settings = {"replicates": settings.replicates, "seed": settings.seed}
-    made = {**settings.provenance, "preset": preset, "bootstrap": bootstrap_settings}
+    provenance = {**settings.provenance, "preset": preset, "bootstrap": bootstrap_settings}
     cases = tables.cases
     return Scores(
         rows=tuple(rows),
@@ -184,7 +185,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
         ),
         split_is_group_safe=settings.split_is_group_safe,
         missing_predictions=tuple(cases["case"][~tables.is_predicted]),
-        provenance=Provenance(**made),
+        provenance=Provenance(**provenance),
     )
 
 
@@ -198,7 +199,7 @@ def _with_slice_spacing(tables: Tables, columns: Columns) -> Columns:
     spacings = tables.cases["slice_spacing_mm"]
     for case, spacing_mm in zip(tables.cases["case"], spacings, strict=True):
         cells = columns.get(case, {})
-        if not np.isnan(spacing_mm):
+        if not np.isnan(spacing_mm):  # NaN in 2-D
             cells = {"slice_spacing_mm": f"{spacing_mm:g}", **cells}
         with_spacing[case] = cells
     return with_spacing
@@ -243,6 +244,7 @@ class Summary:
         numbers = {
             "n_cases": len(tables.cases),
             "n_groups": len(tables.groups),
+            # `case_share` is 1 if a reader looked for all labels
             "n_lesion_free_cases": int(
                 (~tables.has_lesion & ((tables.case_share == 1) | ~tables.is_predicted)).sum()
             ),
@@ -268,9 +270,18 @@ class Summary:
         The arguments are those of `intervals.bootstrap`. `undefined` is the reason to state for a
         number that is None.
         """
-        # more than the number of cases, lesions or candidates that any statistic uses
+        # An upper limit of the length of the arrays in any statistic: all cases, lesions and
+        # candidates. It limits how many replicates are computed at once.
         items = sum(map(len, self.tables.frames)) + 1
-        return bootstrap(statistic, self.draws, support, undefined, items, names, bounds=bounds)
+        return bootstrap(
+            statistic,
+            self.draws,
+            support,
+            undefined=undefined,
+            items=items,
+            names=names,
+            bounds=bounds,
+        )
 
     def overlap(self) -> Iterator[Estimate]:
         """Yield mean and median of Dice, surface Dice and HD95 over the cases with a lesion.
@@ -435,7 +446,7 @@ class Summary:
         cases = self.tables.cases
         volumes = cases["predicted_ml"] - cases["reference_ml"]
         if (volumes.isna() & (cases["axes"] == 3)).any():
-            volumes = volumes.mask(volumes.notna())
+            volumes = volumes.mask(volumes.notna())  # all become NaN
         counts = (cases["n_counted"] - cases["n_lesions"]).astype(float)
         return [
             *self._compare_with_reference("volume_ml", volumes, NO_VOLUME),
@@ -482,8 +493,8 @@ class Summary:
         elif counts.sum() == 1:
             undefined = ONE_CASE
         names = (f"{name}_bias", f"{name}_lower_limit", f"{name}_upper_limit")
-        found = self.resample(names, statistic, counts, undefined, bounds=[None] * 3)
-        return [replace(one, n=int(counts.sum())) for one in found]
+        estimates = self.resample(names, statistic, counts, undefined, bounds=[None] * 3)
+        return [replace(estimate, n=int(counts.sum())) for estimate in estimates]
 
     def calibration(self) -> list[Estimate]:
         """Measure the calibration of the candidates' probabilities (`describe_calibration`).
@@ -522,11 +533,11 @@ class Summary:
         for a zone (a name that starts with `zone: `), because the Dice of a case concerns all
         zones.
         """
-        part = replace(self, tables=tables)
+        summary = replace(self, tables=tables)
         rows = [
-            *(one for one in part.counts() if one.name != "n_lesion_free_cases"),
-            part.ratio("lesion_recall"),
-            part.ratio("false_positives_per_case"),
+            *(row for row in summary.counts() if row.name != "n_lesion_free_cases"),
+            summary.ratio("lesion_recall"),
+            summary.ratio("false_positives_per_case"),
         ]
         dice = tables.cases["dice"].dropna()
         if len(dice) and not self.tables.lacks_masks and not name.startswith(f"{ZONE}: "):
@@ -548,18 +559,19 @@ class Summary:
             The rows of all regions or labels, with the name of the region or label as `label`.
         """
         tables = self.tables
-        parts = {name: tables.of_region(name) for name in tables.regions}
+        # the tables of each region or label by its name
+        tables_of = {name: tables.of_region(name) for name in tables.regions}
         predicted = tables.cases["case"][tables.is_predicted]
-        cases_with_regions = {case for part in parts.values() for case in part.cases["case"]}
-        if not parts or not cases_with_regions.issuperset(predicted):
+        cases_with_regions = {case for one in tables_of.values() for case in one.cases["case"]}
+        if not tables_of or not cases_with_regions.issuperset(predicted):
             values = {*labels, *tables.lesions["label"], *tables.candidates["label"]}
-            parts = {labels.get(x, str(x)): tables.of_label(x) for x in sorted(values)}
+            tables_of = {labels.get(x, str(x)): tables.of_label(x) for x in sorted(values)}
         rows: list[Estimate] = []
-        for name, part in parts.items():
-            summary = replace(self, tables=part)
+        for name, tables_of_name in tables_of.items():
+            summary = replace(self, tables=tables_of_name)
             numbers = [
                 *summary.counts(),
-                *summary.mean("dice", part.cases["dice"]),
+                *summary.mean("dice", tables_of_name.cases["dice"]),
                 summary.ratio("lesion_recall"),
                 summary.ratio("lesion_precision"),
                 summary.ratio("false_positives_per_case"),
@@ -576,35 +588,35 @@ def _undefined(names: Iterable[str], reason: str) -> list[Estimate]:
 
 
 def _find_operating_point(
-    tables: Tables, given: OperatingPoint | None, evaluated_on: str
+    tables: Tables, applied: OperatingPoint | None, evaluated_on: str
 ) -> PointInUse:
     """Find the operating point that decided which candidates were accepted, for scores.json.
 
-    It is the given operating point, or the one that the predictions state. The result has no name
-    and no score in these cases:
+    It is the operating point that the evaluation applied, or the one that the predictions state.
+    The result has no name and no score in these cases:
 
     - There is no operating point, or the predictions state different ones, with a warning.
     - The operating point of the predictions does not explain which candidates are accepted, because
       a person or a filter of zones changed this later.
 
     The result is optimistic if the operating point was chosen on cases of this role, or if the
-    program was developed on them. A warning lists the cases without scores, to which a given
-    operating point does not apply.
+    program was developed on them. A warning lists the cases without scores, in which `applied` has
+    no effect.
 
     Args:
         tables: The evaluated cases.
-        given: The operating point that the evaluation applied, or None.
+        applied: The operating point that the evaluation applied, or None.
         evaluated_on: Role of the cases.
     """
     predicted = tables.cases[tables.is_predicted]
     unscored = predicted["case"][predicted["case_score"].isna()]
-    if given and len(unscored):
+    if applied and len(unscored):
         _log.warning(
             "Cases without scores, whose candidates are all accepted: %s.", ", ".join(unscored)
         )
-    point = given
-    # a given point has no effect if all cases lack scores
-    if given is None or 0 < len(unscored) == len(predicted):
+    point = applied
+    # the applied point has no effect if all cases lack scores
+    if applied is None or 0 < len(unscored) == len(predicted):
         points = set(predicted["operating_point"])
         if len(points) > 1:
             _log.warning("The predictions state different operating points; none is reported.")
@@ -612,7 +624,7 @@ def _find_operating_point(
     roles = {evaluated_on, *tables.cases["role"]} - {""}
     is_developed_on = not roles.isdisjoint(DEVELOPMENT_ROLES)
     scored = tables.candidates[tables.candidates["score"].notna()]
-    if point is not None and given is None:
+    if point is not None and applied is None:
         # somebody may have accepted or rejected candidates after the point was applied
         is_above = scored["score"] >= point.score
         if (scored["accepted"] != is_above).any():

@@ -253,7 +253,9 @@ class Tables:
                         values.append(row.get(column.name))
         every = cls(
             *(
-                pd.DataFrame({one.name: _as_array(values, one) for one, values in columns.items()})
+                pd.DataFrame(
+                    {column.name: _as_array(values, column) for column, values in columns.items()}
+                )
                 for columns in cells.values()
             )
         )
@@ -311,6 +313,7 @@ class Tables:
         if self.every is None:
             return []
         parts = self.every.cases["part"].unique()
+        # the prefix of `region_part`
         return [part.removeprefix("region ") for part in parts if part.startswith("region ")]
 
     def of_region(self, name: str) -> "Tables":
@@ -344,7 +347,8 @@ class Tables:
         `table` is `cases`, `lesions` or `candidates`. `values` has one number per row of the table.
         """
         numbers = np.asarray(values, float)
-        return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(float)
+        groups = self.group_of[table]
+        return np.bincount(groups, weights=numbers, minlength=len(self.groups)).astype(float)
 
     @cached_property
     def lesions_by_group(self) -> Numbers:
@@ -472,6 +476,7 @@ class Tables:
         are integers. For an array of thresholds, they are arrays of its shape.
         """
         scores = (np.sort(self.detected_at), np.sort(self.false_score))
+        # number of sorted scores that are not below the threshold
         n_found, n_false = (len(s) - np.searchsorted(s, threshold) for s in scores)
         return n_found, n_false
 
@@ -494,7 +499,7 @@ def _as_array(cells: Sequence[Any], column: Column) -> Any:
         return pd.array(cells, dtype="Int64")
     types = {"integer": np.int64, "flag": np.bool_}
     filled: NDArray[Any] = np.empty(len(cells), types.get(column.kind, np.object_))
-    filled[:] = cells
+    filled[:] = cells  # numpy converts None to False in an array of flags
     return filled
 
 
@@ -524,11 +529,12 @@ def write_tables(
     by_case = {row["case"]: row for row in rows}
     for row in rows:
         if row["status"] == MISSING:
-            row.update(dict.fromkeys(_OF_RESULT))
+            row.update(dict.fromkeys(_OF_RESULT))  # None, which is written as an empty cell
+    # two further columns for each region
     columns = [column.name for column in CASE_COLUMNS]
     for name, column in column_names(tables.regions).items():
-        part = tables.of_region(name).cases  # one row per case
-        for case, dice, n in zip(part["case"], part["dice"], part["n_lesions"], strict=True):
+        cases = tables.of_region(name).cases  # one row per case
+        for case, dice, n in zip(cases["case"], cases["dice"], cases["n_lesions"], strict=True):
             by_case[case] |= {f"dice_{column}": _cell(dice), f"n_lesions_{column}": n}
         columns += [f"dice_{column}", f"n_lesions_{column}"]
     for case, message in failed.items():
@@ -537,8 +543,8 @@ def write_tables(
     # lesions.csv and candidates.csv, with names of labels instead of values
     for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
         named = [labels.get(label, str(label)) for label in table["label"]]
-        items = _rows_to_write(table.assign(label=named), COLUMNS[name])
-        write_csv(folder / f"{name}.csv", items, [column.name for column in COLUMNS[name]])
+        named_rows = _rows_to_write(table.assign(label=named), COLUMNS[name])
+        write_csv(folder / f"{name}.csv", named_rows, [column.name for column in COLUMNS[name]])
 
 
 def _rows_to_write(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[RowCells]:
@@ -611,7 +617,7 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
         elif name not in table:
             table[name] = np.nan
         values = table[name]
-        is_number = is_numeric_dtype(values) and not is_bool_dtype(values)
+        is_number = is_numeric_dtype(values) and not is_bool_dtype(values)  # flags are "numeric"
         is_fitting = is_number if column.kind in ("integer", "number") else is_bool_dtype(values)
         if column.kind != "text" and values.notna().any() and not is_fitting:
             raise ContentError(

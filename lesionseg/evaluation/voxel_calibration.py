@@ -73,6 +73,7 @@ class LevelCounts:
             p: Predicted probabilities, in any shape.
             lesion: True for voxels of a lesion, in the same shape.
         """
+        # the levels have equal distances; + 0.5 rounds to the nearest one
         level = (
             ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5)
             .astype(np.intp)
@@ -119,6 +120,7 @@ def select_voxel_calibration(
     fold = {group: i % _N_FOLDS for i, group in enumerate(groups)}
     gains = []  # change of Dice of each case
     for number in sorted(set(fold.values())):
+        # groups without lesions belong to no fold, and are used in every fit
         other_cases = [case for case in counts if fold.get(case.group) != number]
         fit = _fit_voxels(other_cases if len(groups) > 1 else counts)
         if fit.slope <= 0:  # for example if all voxels are below the lowest level
@@ -149,9 +151,11 @@ def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
     n_true = int(lesion.sum())
     n_false = int(voxels.sum() - lesion.sum())
     if not n_true or not n_false:
-        return Calibration(0.0, 1.0, n_true=n_true, n_false=n_false)
-    intercept, slope = fit_logistic(_LEVELS, lesion[None], voxels[None], ridge=1.0)[0].tolist()
-    return Calibration(intercept, slope, n_true=n_true, n_false=n_false)
+        return Calibration(intercept=0.0, slope=1.0, n_true=n_true, n_false=n_false)
+    # the ridge is weak compared with the numbers of voxels, but keeps the slope finite
+    fits = fit_logistic(_LEVELS, true=lesion[None], totals=voxels[None], ridge=1.0)
+    intercept, slope = fits[0].tolist()  # the only fit
+    return Calibration(intercept=intercept, slope=slope, n_true=n_true, n_false=n_false)
 
 
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
@@ -162,7 +166,7 @@ def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
     Return None if no network has a calibration.
     """
     known = [f for f in fits if f]
-    every = [f or Calibration() for f in fits]
+    every = [f or Calibration() for f in fits]  # by default, intercept 0 and slope 1
     if not known:
         return None
     return replace(
