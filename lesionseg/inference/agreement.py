@@ -20,12 +20,12 @@ class EnsembleAgreement:
     """
 
     def __init__(self) -> None:
-        # Voxels marked by all networks, and by any. The counts stay on the device of the tiles,
-        # because a GPU should not wait after each tile.
+        # [voxels that all networks mark, voxels that at least one marks]; None before the first
+        # tile. The counts stay on the device of the tiles, so that a GPU needs no wait per tile.
         self._counts: Tensor | None = None
 
     def add(self, marks: Sequence[Bool[Tensor, "*tiles"]]) -> None:
-        """Add the marked voxels of a batch of tiles to the two counts.
+        """Count the voxels in tiles that all networks mark, and those that at least one marks.
 
         Args:
             marks: One boolean array per network, all of the same shape. It is True for the voxels

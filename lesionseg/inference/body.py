@@ -63,10 +63,12 @@ class Body:
 
         If no block is body, the box is `bounds` itself.
         """
-        blocks = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
-        box = [
-            slice(max(span.start * width, inner.start), min(span.stop * width, inner.stop))
-            for span, width, inner in zip(blocks, self.block, self.bounds, strict=True)
+        block_slices = foreground_slices(self.blocks) or tuple(
+            slice(0, n) for n in self.blocks.shape
+        )
+        box = [  # from blocks to voxels
+            slice(max(span.start * width, bound.start), min(span.stop * width, bound.stop))
+            for span, width, bound in zip(block_slices, self.block, self.bounds, strict=True)
         ]
         return tuple(box)
 
@@ -78,14 +80,14 @@ class Body:
         Args:
             slices: The box, one slice of voxel indices per axis.
         """
-        blocks = []
-        for span, width, inner in zip(slices, self.block, self.bounds, strict=True):
-            start = max(span.start, inner.start)
-            stop = min(span.stop, inner.stop)
+        block_slices = []
+        for span, width, bound in zip(slices, self.block, self.bounds, strict=True):
+            start = max(span.start, bound.start)
+            stop = min(span.stop, bound.stop)
             if start >= stop:
                 return False
-            blocks.append(slice(start // width, ceil(stop / width)))
-        return bool(self.blocks[tuple(blocks)].any())
+            block_slices.append(slice(start // width, ceil(stop / width)))  # partial blocks too
+        return bool(self.blocks[tuple(block_slices)].any())
 
     def mask(self, slices: tuple[slice, ...]) -> Flags:
         """Return a mask of a box that is True for the voxels of the body.
@@ -99,10 +101,11 @@ class Body:
         mask = self.blocks
         for axis, span in enumerate(slices):
             index = np.arange(span.start, span.stop)
-            # repeat each block for its voxels along this axis
+            # repeat each block for its voxels along this axis; `take` copies
             mask = np.take(mask, index // self.block[axis], axis=axis)
-            inner = self.bounds[axis]
-            np.moveaxis(mask, axis, 0)[(index < inner.start) | (index >= inner.stop)] = False
+            bound = self.bounds[axis]
+            # moveaxis returns a view of `mask`
+            np.moveaxis(mask, axis, 0)[(index < bound.start) | (index >= bound.stop)] = False
         return mask
 
 
@@ -117,18 +120,19 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
         return None
     # edge lengths of a block in voxels, about 4 mm along each axis
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
-    inside = _find_tissue(image.array, modality, block)
-    # step 3: fill the blocks between two blocks of tissue along any axis
-    between = inside.copy()
-    for axis in range(inside.ndim):
+    tissue = _find_tissue(image.array, modality, block)
+    # steps 1 and 2, then step 3: fill the blocks between two blocks of tissue along any axis
+    filled = tissue.copy()
+    for axis in range(tissue.ndim):
         # blocks with tissue at or before them, and at or after them
-        before = np.logical_or.accumulate(inside, axis=axis)
-        after = np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis=axis), axis)
-        between |= before & after
+        before = np.logical_or.accumulate(tissue, axis=axis)
+        after = np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis=axis), axis)
+        filled |= before & after
     # steps 4 and 5: the margin, and the ends of the volume that contain only its lowest value
-    cube = np.ones((3,) * inside.ndim, bool)
-    blocks = np.asarray(ndimage.binary_dilation(between, cube, iterations=_MARGIN_BLOCKS))
-    body = Body(blocks, block, _find_bounds(image.array))
+    # (`bounds`)
+    cube = np.ones((3,) * tissue.ndim, bool)
+    blocks = np.asarray(ndimage.binary_dilation(filled, cube, iterations=_MARGIN_BLOCKS))
+    body = Body(blocks=blocks, block=block, bounds=_find_bounds(image.array))
     # A cautious, low estimate of the share of the image: the share of blocks, multiplied by that of
     # the bounding box, because padding outside `bounds` is not body.
     n_in_box = prod(s.stop - s.start for s in body.box)
@@ -152,19 +156,19 @@ def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[in
     """
     maxima = [block_maxima(channel, block) for channel in array]
     tissue = np.zeros(maxima[0].shape, bool)
-    is_no_noise = np.zeros_like(tissue)
-    for channel, highest in zip(array, maxima, strict=True):
+    exceeds_noise = np.zeros_like(tissue)
+    for channel, block_maximum in zip(array, maxima, strict=True):
         tissue_limit, noise_limit = _tissue_limits(channel, modality)
-        tissue |= highest > tissue_limit
-        is_no_noise |= highest > noise_limit
+        tissue |= block_maximum > tissue_limit
+        exceeds_noise |= block_maximum > noise_limit
     # a connected component is noise if it is small and nowhere above the limit of noise
     components = label_components(tissue)
     sizes = np.bincount(components.reshape(-1))
     sizes[0] = 0  # component 0 is the background
-    is_body = sizes >= _SMALLEST_PIECE * sizes.max()
-    is_body[components[is_no_noise]] = True
-    is_body[0] = False
-    result: Flags = is_body[components]
+    is_tissue = sizes >= _SMALLEST_PIECE * sizes.max()
+    is_tissue[components[exceeds_noise]] = True
+    is_tissue[0] = False
+    result: Flags = is_tissue[components]
     return result
 
 
@@ -172,15 +176,15 @@ def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[fl
     """Return two intensities of a channel: the lower limit of tissue, and the upper limit of noise.
 
     In CT, both limits are −500 HU. In MRI and PET, they are 5 % and 15 % of the range from air to
-    the 99.5th percentile. A CT channel in which no voxel is below −500 HU has the limits of MRI.
+    the 99.5th percentile. So are they in a channel of a CT scan without a voxel below −500 HU.
     """
-    # PET next to CT has no such low values; a CT without them would have no air either
+    # A PET channel of a PET/CT has no such low values. A CT channel without them shows no air.
     if modality == "ct" and float(channel.min()) < _CT_TISSUE_HU:
         return _CT_TISSUE_HU, _CT_TISSUE_HU
     sample = channel.reshape(-1)[:: max(1, channel.size // _SAMPLED)]
     air = min(0.0, float(sample.min()))
-    width = float(np.percentile(sample, 99.5)) - air
-    return air + _MRI_TISSUE * width, air + _MRI_NO_NOISE * width
+    intensity_range = float(np.percentile(sample, 99.5)) - air
+    return air + _MRI_TISSUE * intensity_range, air + _MRI_NO_NOISE * intensity_range
 
 
 def _find_bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
@@ -197,13 +201,14 @@ def _find_bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
     """
     lowest = [channel.min() for channel in array]
     bounds = []
-    for axis in range(1, array.ndim):
+    for axis in range(1, array.ndim):  # axis 0 is the channel
         n = array.shape[axis]
         starts = []
         stops = []
         for channel, low in zip(array, lowest, strict=True):
             planes = np.moveaxis(channel, axis - 1, 0)
-            # lazy, because most images need only a few planes at both ends
+            # Lazy, because most images need only a few planes at both ends. A constant channel has
+            # no such plane, so the defaults give the entire axis.
             first = next((i for i in range(n) if (planes[i] > low).any()), 0)
             last = next((i for i in reversed(range(n)) if (planes[i] > low).any()), n - 1)
             starts.append(first)

@@ -67,7 +67,11 @@ def no_boxes(dims: int) -> Boxes:
     Args:
         dims: Number of spatial axes.
     """
-    return Boxes(torch.zeros((0, 2 * dims)), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    return Boxes(
+        boxes=torch.zeros((0, 2 * dims)),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
 
 
 class _View(NamedTuple):
@@ -105,13 +109,19 @@ class BoxCollector:
         self.plan = plan
         self.n_readings = n_readings
         self._anchors = grid_anchors(plan.anchor_levels)
-        self._weight = gaussian_weight(plan.tile_shape)
+        self._tile_weight = gaussian_weight(plan.tile_shape)
         # The first view is empty, so that `finish` can concatenate the views if there are none.
-        none = torch.zeros(0)
-        self._views = [_View(torch.zeros((0, 2 * plan.dims)), none, none.long(), none.long())]
+        self._views = [
+            _View(
+                boxes=torch.zeros((0, 2 * plan.dims)),
+                scores=torch.zeros(0),
+                labels=torch.zeros(0).long(),
+                readings=torch.zeros(0).long(),
+            )
+        ]
         # Tile, mirrored axes, reading and packed boxes of views that are still on their way from
         # the GPU.
-        self._waiting: list[tuple[int, Sequence[int], int, Tensor]] = []
+        self._waiting_tiles: list[tuple[int, Sequence[int], int, Tensor]] = []
         self.n_left_out = 0  # see `Boxes.n_left_out`
 
     def add(
@@ -136,32 +146,34 @@ class BoxCollector:
         n = len(tiles)
         probabilities = box_scores(output.class_logits[:n].float(), self.plan)  # [n, anchors, K]
         flat = probabilities.flatten(1)
-        is_nan = flat.isnan().any(1)  # reported by `gather`, because reading it waits for a GPU
+        has_nan = flat.isnan().any(1)  # reported by `gather`, because reading it waits for a GPU
         flat = flat.nan_to_num(nan=0.0)  # topk treats NaN as the highest
-        # anchors below one of the floors are many and not worth a warning
+        # left-out scores are reported only if they reach both floors, because many do not
         n_above = (flat >= max(self.plan.box_floor, self.plan.candidate_rule.floor)).sum(1)
-        scores, index = flat.topk(min(MAX_ANCHORS, flat.shape[1]), dim=1)
+        scores, flat_index = flat.topk(min(MAX_ANCHORS, flat.shape[1]), dim=1)
         self._anchors = self._anchors.to(scores.device)
-        anchor = index // probabilities.shape[-1]
-        per_box = anchor[..., None].expand(-1, -1, 2 * self.plan.dims)
-        deltas = output.box_deltas[:n].float().gather(1, per_box)
+        anchor = flat_index // probabilities.shape[-1]  # flat index = anchor · K + label
+        anchor_of_delta = anchor[..., None].expand(-1, -1, 2 * self.plan.dims)
+        deltas = output.box_deltas[:n].float().gather(1, anchor_of_delta)
         boxes = decode_boxes(deltas, self._anchors[anchor])
         # one table needs only one synchronisation with a GPU; float64 represents indices exactly
-        of_tile = torch.stack([n_above, is_nan.long()], dim=-1)[:, None].expand(
-            -1, len(index[0]), -1
+        tile_columns = torch.stack([n_above, has_nan.long()], dim=-1)[:, None].expand(
+            -1, len(flat_index[0]), -1
         )
-        # columns of `table`: box, score, flat index of anchor and label, n_above, is_nan
-        columns = torch.cat([scores.double()[..., None], index[..., None], of_tile], dim=-1)
+        # columns of `table`: box, score, flat index of anchor and label, n_above, has_nan
+        columns = torch.cat(
+            [scores.double()[..., None], flat_index[..., None], tile_columns], dim=-1
+        )
         table = torch.cat([boxes.double(), columns], dim=-1)  # `_to_view` describes the columns
         for tile, rows in zip(tiles, table, strict=True):
-            self._waiting.append((tile, flipped, reading, rows))
+            self._waiting_tiles.append((tile, flipped, reading, rows))
 
     def forget_waiting(self) -> None:
         """Drop the boxes that were added since the last call of `gather`.
 
         Called if a batch ran out of memory, because its tiles are predicted again.
         """
-        self._waiting = []
+        self._waiting_tiles = []
 
     def gather(self) -> None:
         """Copy the boxes that were added since the last call of `gather` to the CPU, and apply NMS.
@@ -171,12 +183,12 @@ class BoxCollector:
         Raises:
             ContentError: If a score is NaN.
         """
-        if not self._waiting:
+        if not self._waiting_tiles:
             return
-        tables = torch.stack([rows for *_, rows in self._waiting]).cpu()
-        for (tile, flipped, reading, _), rows in zip(self._waiting, tables, strict=True):
+        tables = torch.stack([rows for *_, rows in self._waiting_tiles]).cpu()
+        for (tile, flipped, reading, _), rows in zip(self._waiting_tiles, tables, strict=True):
             self._views.append(self._to_view(rows, tile, flipped, reading))
-        self._waiting = []
+        self._waiting_tiles = []
 
     def _to_view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> _View:
         """Convert the table of one tile's boxes to a `_View` in voxels of the padded volume.
@@ -199,27 +211,29 @@ class BoxCollector:
         n_coordinates = 2 * self.plan.dims
         boxes = rows[:, :n_coordinates]
         scores = rows[:, n_coordinates]
-        index = rows[:, n_coordinates + 1]
+        flat_index = rows[:, n_coordinates + 1]
         if len(rows):
             self.n_left_out += max(int(rows[0, n_coordinates + 2]) - len(rows), 0)
             if rows[0, n_coordinates + 3]:
                 raise ContentError("The scores of boxes contain NaN. Try inference.precision=fp32.")
-        kept = (scores.float() >= self.plan.box_floor).nonzero()[:, 0]
+        chosen = (scores.float() >= self.plan.box_floor).nonzero()[:, 0]
         # by descending score, and equal scores by index, because topk has no order of ties
-        kept = kept[index[kept].argsort()]
-        kept = kept[scores[kept].argsort(descending=True, stable=True)]
-        kept = kept[~is_degenerate(boxes[kept].float())]
-        boxes = boxes[kept].float()
-        scores = scores[kept].float()
-        labels = index[kept].long() % len(self.plan.labels.lesion_names) + 1
-        best = batched_nms(boxes, scores, labels, SAME_LESION_IN_A_TILE)
-        boxes = flip_back(boxes[best], flipped, self.plan.tile_shape)
-        scores = scores[best] * self._edge_weights(boxes, tile)
+        chosen = chosen[flat_index[chosen].argsort()]
+        chosen = chosen[scores[chosen].argsort(descending=True, stable=True)]
+        chosen = chosen[~is_degenerate(boxes[chosen].float())]
+        boxes = boxes[chosen].float()
+        scores = scores[chosen].float()
+        # flat index = anchor · K + label, and labels are numbered from 1
+        labels = flat_index[chosen].long() % len(self.plan.labels.lesion_names) + 1
+        # drop the boxes that overlap one of a higher score, and move the others to the volume
+        survivors = batched_nms(boxes, scores, labels, SAME_LESION_IN_A_TILE)
+        boxes = flip_back(boxes[survivors], flipped, self.plan.tile_shape)
+        scores = scores[survivors] * self._edge_weights(boxes, tile)
         return _View(
             boxes=boxes + torch.tensor(self.grid.starts[tile], dtype=torch.float32).repeat(2),
             scores=scores,
-            labels=labels[best],
-            readings=torch.full_like(labels[best], reading),
+            labels=labels[survivors],
+            readings=torch.full_like(labels[survivors], reading),
         )
 
     def _edge_weights(self, boxes: Tensor, tile: int) -> Tensor:
@@ -230,9 +244,11 @@ class BoxCollector:
         and the volume continues there. Its factor is the tile weight at its centre. The factor of
         other boxes is 1.
         """
-        shape = torch.tensor(self._weight.shape)
+        shape = torch.tensor(self._tile_weight.shape)
         centres, _ = split_box(boxes)
-        weight = self._weight[centres.floor().long().clamp(min=0).minimum(shape - 1).unbind(-1)]
+        weight = self._tile_weight[
+            centres.floor().long().clamp(min=0).minimum(shape - 1).unbind(-1)
+        ]
         start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
         end = torch.tensor(self.grid.padded_shape)
         low, high = boxes.chunk(2, dim=-1)
@@ -249,17 +265,23 @@ class BoxCollector:
         NaN.
         """
         self.gather()
-        found = _View(*(torch.cat(parts) for parts in zip(*self._views, strict=True)))
-        best, merged_scores = self._merge(found)
+        # one `_View` with the concatenated boxes, scores, labels and readings of all views
+        views = _View(*(torch.cat(parts) for parts in zip(*self._views, strict=True)))
+        merged, merged_scores = self._merge(views)
         padding = torch.tensor([before for before, _ in self.grid.pad], dtype=torch.float32)
-        highest = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
-        inside = (found.boxes[best] - padding.repeat(2)).clamp(min=0).minimum(highest)
+        upper_limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
+        clipped = (views.boxes[merged] - padding.repeat(2)).clamp(min=0).minimum(upper_limit)
         # a box within the padding is empty now, and edge weights and means have lowered some scores
-        is_kept = ~is_degenerate(inside) & (merged_scores >= self.plan.box_floor)
-        kept = torch.nonzero(is_kept)[:, 0]
-        return Boxes(inside[kept], merged_scores[kept], found.labels[best][kept], self.n_left_out)
+        remains = ~is_degenerate(clipped) & (merged_scores >= self.plan.box_floor)
+        remaining = torch.nonzero(remains)[:, 0]
+        return Boxes(
+            clipped[remaining],
+            merged_scores[remaining],
+            views.labels[merged][remaining],
+            self.n_left_out,
+        )
 
-    def _merge(self, found: _View) -> tuple[Tensor, Tensor]:
+    def _merge(self, views: _View) -> tuple[Tensor, Tensor]:
         """Merge overlapping boxes of all views by NMS, each into the box of the highest score.
 
         To save time, only the boxes of the highest scores are merged, until there are as many
@@ -268,21 +290,22 @@ class BoxCollector:
         number is added to `n_left_out`, and they do not contribute to the mean scores.
 
         Returns:
-            Indices into `found` of the boxes that NMS keeps, and their mean scores over the
+            Indices into `views` of the boxes that NMS keeps, and their mean scores over the
             readings, by descending mean score.
         """
         merge_iou = planned_anchors(self.plan).merge_iou
-        boxes, scores, labels, readings = found
+        boxes, scores, labels, readings = views
         order = scores.argsort(descending=True, stable=True)
         limit = self.plan.candidate_rule.candidate_limit
         n = MERGED_AT_FIRST
         while True:
             highest = order[:n]
+            # for each box, the position of the box into which it is merged, which may be itself
             keeper = cluster_boxes(boxes[highest], scores[highest], labels[highest], merge_iou)
             merged = torch.nonzero(keeper == torch.arange(len(keeper)))[:, 0]
             if n >= len(order) or len(merged) >= limit:
                 break
-            n *= 4
+            n *= 4  # too few merged boxes: try again with more
         self.n_left_out += len(order) - len(highest)
         means = _mean_over_readings(scores[highest], keeper, readings[highest], self.n_readings)
         merged = merged[means[merged].argsort(descending=True, stable=True)]
@@ -324,7 +347,8 @@ def flip_back(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) 
     >>> flip_back(torch.tensor([[1.0, 0.0, 3.0, 2.0]]), [0], (10, 10)).tolist()
     [[7.0, 0.0, 9.0, 2.0]]
     """
-    start, stop = (part.clone() for part in boxes.chunk(2, dim=-1))
+    # clone, because chunks share the memory of `boxes`
+    start, stop = (corner.clone() for corner in boxes.chunk(2, dim=-1))
     for axis in flipped:
         n = tile_shape[axis]
         new_start = n - stop[:, axis]
@@ -340,8 +364,9 @@ def restore_boxes(
 
     The converted boxes are clipped to the file's grid.
     """
-    shifted = move_boxes(boxes, plan_geometry, file_geometry)
-    return shifted.clip(0, np.array(2 * file_geometry.shape, float)).astype(np.float32)
+    file_boxes = move_boxes(boxes, plan_geometry, file_geometry)
+    upper_limits = np.array(2 * file_geometry.shape, float)  # of starts, then of stops
+    return file_boxes.clip(0, upper_limits).astype(np.float32)
 
 
 def box_candidates(
@@ -368,11 +393,17 @@ def box_candidates(
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)
     rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
-    min_volume = 0.5**file_geometry.dims
+    min_volume = 0.5**file_geometry.dims  # in voxels, for a mean side of half a voxel
     large = []
     for box, score, label in rows:
         # the id is a placeholder until all candidates are numbered
-        candidate = Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
+        candidate = Candidate.from_box(
+            id=1,
+            label=label_values[label - 1],  # labels are numbered from 1
+            score=score,
+            box=box,
+            geometry=file_geometry,
+        )
         if prod(np.subtract(candidate.stop_vox, candidate.start_vox).tolist()) >= min_volume:
             large.append(candidate)
     return _number_candidates(large)
@@ -388,17 +419,20 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
       The removed objects of `voxels` get half their score, too.
     - Ids are renumbered from 1 by descending new score, also in `instances`.
     """
-    partner = _partners(voxels.candidates, boxes)
+    partner_of = _partners(voxels.candidates, boxes)
     scored = [
-        (candidate, (candidate.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
+        (
+            candidate,
+            (candidate.score + (boxes[partner_of[i]].score if i in partner_of else 0.0)) / 2,
+        )
         for i, candidate in enumerate(voxels.candidates)
     ]
-    fused_boxes = set(partner.values())
+    fused_boxes = set(partner_of.values())
     scored += [(box, box.score / 2) for j, box in enumerate(boxes) if j not in fused_boxes]
     scored.sort(key=lambda pair: -pair[1])  # stable: at ties, candidates from voxels come first
     new_id_of = np.zeros(len(voxels.candidates) + 1, np.int32)  # by old id; 0 is background
     for number, (candidate, _) in enumerate(scored, start=1):
-        if candidate.has_mask:
+        if candidate.has_mask:  # boxes have no voxels in `instances`
             new_id_of[candidate.id] = number
     candidates = _number_candidates(
         [replace(candidate, score=score) for candidate, score in scored]
@@ -431,12 +465,12 @@ def _partners(from_voxels: Sequence[Candidate], from_boxes: Sequence[Candidate])
     voxel_labels = np.array([c.label for c in from_voxels])
     other_labels = np.array([c.label for c in from_boxes])
     rows, columns, ious = overlapping_pairs(voxel_boxes, voxel_labels, other_boxes, other_labels)
-    partner: dict[int, int] = {}
-    taken: set[int] = set()
+    partner_of: dict[int, int] = {}
+    paired_boxes: set[int] = set()
     for pair in np.lexsort((columns, rows, -ious)):
         i = int(rows[pair])
         j = int(columns[pair])
-        if ious[pair] >= SAME_LESION and i not in partner and j not in taken:
-            partner[i] = j
-            taken.add(j)
-    return partner
+        if ious[pair] >= SAME_LESION and i not in partner_of and j not in paired_boxes:
+            partner_of[i] = j
+            paired_boxes.add(j)
+    return partner_of

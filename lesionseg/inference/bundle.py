@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 _CHECK = "input_check"
 # A number with a decimal point or an exponent. Other numbers in a bundle's texts are whole.
 _FLOAT = re.compile(rb"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
-# Numbers are equal up to this share, those of the input check, which are near 1, also up to this
-# difference. Thresholds may be smaller.
+# Numbers are equal up to this relative difference. Those of the input check, which are near 1, are
+# also equal up to this absolute difference.
 _SAME = 1e-6
 _PICKLES = (b"PK\x03\x04", b"\x80")  # the zip archive of torch.save, and bare pickles
 
@@ -170,6 +170,7 @@ def read_bundle(
     if missing:
         raise BundleError(f"{files.folder}: no {', '.join(missing)}. Copy the bundle again.")
     networks = tuple(_read_network(path, plan, architectures) for path in paths)
+    # the header of the first weights contains the ranges of the training scans
     with safe_open(paths[0], framework="pt") as file:
         text = (file.metadata() or {}).get(_CHECK)
     try:
@@ -204,8 +205,8 @@ def ensemble(
             (`Plan.differences`).
         LesionsegError: If a bundle cannot be read (`read_bundle`).
     """
-    allowed = allowed_architectures(trust, architectures)
-    members = [b if isinstance(b, Bundle) else read_bundle(b, allowed) for b in bundles]
+    allowed_classes = allowed_architectures(trust, architectures)
+    members = [b if isinstance(b, Bundle) else read_bundle(b, allowed_classes) for b in bundles]
     if not members:
         raise BundleError("bundle: the list is empty. Name at least one bundle.")
     first, *others = members
@@ -292,6 +293,7 @@ def bundle_digest(bundle: str | PathLike[str]) -> str:
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
         return files.digest()
+    # weights_1, weights_2, … belong to the further members of an ensemble
     paths = [files.weights, files.plan, *sorted(files.folder.glob("weights_*.safetensors"))]
     if files.selection.is_file():
         paths.append(files.selection)
@@ -306,10 +308,13 @@ def _have_equal_content(old: Path, new: Path) -> bool:
     """
     if not old.is_file():
         return False
-    (exact, numbers), (new_exact, new_numbers) = map(_split_bundle_file, (old, new))
-    # tolerated absolute difference; the header of weights contains the input check
-    difference = _SAME if old.suffix == ".safetensors" else 1e-8
-    return exact == new_exact and np.allclose(numbers, new_numbers, _SAME, difference)
+    (exact_parts, numbers), (new_exact_parts, new_numbers) = map(_split_bundle_file, (old, new))
+    # The numbers of the input check, in the header of weights, are near 1. The thresholds in the
+    # other files may be smaller, so they tolerate only a smaller absolute difference.
+    tolerance = _SAME if old.suffix == ".safetensors" else 1e-8
+    return exact_parts == new_exact_parts and np.allclose(
+        numbers, new_numbers, rtol=_SAME, atol=tolerance
+    )
 
 
 def _split_bundle_file(path: Path) -> tuple[list[bytes], list[float]]:

@@ -147,13 +147,14 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     starts = row_starts(sparse.index, shape)
     state = np.zeros(len(p), np.int32)
     peaks = _find_peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
-    peaks = peaks[np.argsort(-p[peaks], kind="stable")]
+    peaks = peaks[np.argsort(-p[peaks], kind="stable")]  # by descending height
+    # float32 as the probabilities, so that equal numbers compare as equal
     thresholds = (rule.ratio, np.float32(rule.extent), PROMINENCE)
     grown, ends = _grow_regions(p, sparse.index, starts, shape, peaks, state, thresholds)
     if len(ends) == 0:
         return []
     regions = []
-    for positions in np.split(grown, ends[:-1]):
+    for positions in np.split(grown, ends[:-1]):  # the last end is the end of `grown`
         ascending = np.sort(positions)
         regions.append(PeakRegion(sparse.index[ascending], p[ascending]))
     return regions
@@ -195,9 +196,9 @@ def find_neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) ->
     y = flat // n_x % n_y
     x = flat % n_x
     n = 0
-    for a in range(max(z - 1, 0), min(z + 2, n_z)):
-        for b in range(max(y - 1, 0), min(y + 2, n_y)):
-            row = a * n_y + b
+    for near_z in range(max(z - 1, 0), min(z + 2, n_z)):
+        for near_y in range(max(y - 1, 0), min(y + 2, n_y)):
+            row = near_z * n_y + near_y
             # the flat indices of the up to three neighbours in this row
             first = row * n_x + max(x - 1, 0)
             last = row * n_x + min(x + 1, n_x - 1)
@@ -287,7 +288,7 @@ def _grow_regions(
     ends = np.empty(len(peaks), np.int64)
     places = np.empty(27, np.int64)
     begin = 0  # of the current region in `grown`
-    n_kept = 0
+    n_regions = 0
     number = 0
     for peak in peaks:
         if state[peak] != _FREE:
@@ -299,12 +300,12 @@ def _grow_regions(
             grown = np.concatenate((grown, np.empty_like(grown)))
         grown[begin] = peak
         state[peak] = number
-        next_one = begin  # `grown` is also the queue of voxels whose neighbours are visited
+        next_position = begin  # `grown` is also the queue of voxels whose neighbours are visited
         end = begin + 1
-        while next_one < end:
-            v = grown[next_one]
-            next_one += 1
-            if end + 27 > len(grown):
+        while next_position < end:
+            v = grown[next_position]
+            next_position += 1
+            if end + 27 > len(grown):  # a voxel adds at most its 27 neighbours
                 grown = np.concatenate((grown, np.empty_like(grown)))
             for k in range(find_neighbours(index, starts, shape, v, places)):
                 u = places[k]
@@ -312,13 +313,13 @@ def _grow_regions(
                     state[u] = number
                     grown[end] = u
                     end += 1
-                elif state[u] != _FREE and state[u] != number:
+                elif state[u] != _FREE and state[u] != number:  # `u` is in a higher region
                     contact = max(contact, p[v])
         if p[peak] >= prominence * contact:
-            ends[n_kept] = end
-            n_kept += 1
+            ends[n_regions] = end
+            n_regions += 1
             begin = end  # otherwise the region is a shoulder, and the next region overwrites it
-    return grown[:begin], ends[:n_kept]
+    return grown[:begin], ends[:n_regions]
 
 
 def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) -> list[PeakRegion]:
@@ -343,20 +344,20 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
         return list(regions)
     shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
     voxels = np.concatenate([region.voxels for region in regions])
-    number = np.repeat(np.arange(len(regions)), [len(region.voxels) for region in regions])
+    region_of_voxel = np.repeat(np.arange(len(regions)), [len(region.voxels) for region in regions])
     region_at = np.full(len(sparse.index), _NO_REGION, np.int64)
-    region_at[np.searchsorted(sparse.index, voxels)] = number
+    region_at[np.searchsorted(sparse.index, voxels)] = region_of_voxel
     parent = np.arange(len(regions), dtype=np.int64)  # at first, each region is a set of its own
     _unite_touching(sparse.index, row_starts(sparse.index, shape), shape, region_at, parent)
     members: dict[int, list[PeakRegion]] = {}
     for i, region in enumerate(regions):
         members.setdefault(int(root_of(parent, i)), []).append(region)
     joined = []
-    for parts in members.values():
-        together = np.concatenate([part.voxels for part in parts])
-        probabilities = np.concatenate([part.probabilities for part in parts])
-        order = np.argsort(together)
-        joined.append(PeakRegion(together[order], probabilities[order]))
+    for touching in members.values():
+        all_voxels = np.concatenate([one.voxels for one in touching])
+        probabilities = np.concatenate([one.probabilities for one in touching])
+        order = np.argsort(all_voxels)
+        joined.append(PeakRegion(all_voxels[order], probabilities[order]))
     return joined
 
 
@@ -396,9 +397,10 @@ def find_candidates(
     """Find the candidates in the probabilities of K labels by the plan's rule for candidates.
 
     Each candidate is one connected object of one label, and no two candidates of a label touch.
-    Voxels that share a face, an edge or a corner are connected. A voxel that regions of several
-    labels contain is assigned to the label of the highest probability. The run time grows with the
-    number of voxels above the rule's floor.
+    Its height is its highest probability, and its score the mean of its eight highest ones. Voxels
+    that share a face, an edge or a corner are connected. A voxel that regions of several labels
+    contain is assigned to the label of the highest probability. The run time grows with the number
+    of voxels above the rule's floor.
 
     Args:
         probabilities: K channels, as arrays `[*spatial]` or as `SparseProbabilities`. A generator
@@ -407,7 +409,7 @@ def find_candidates(
         rule: The plan's rule for candidates.
         label_values: The mask value of each channel's label.
         case: The case's id.
-        keep_from: Only the `rule.candidate_limit` candidates with the highest peaks are returned,
+        keep_from: Only the `rule.candidate_limit` candidates of the greatest height are returned,
             and all further candidates with a score of at least this number.
 
     Returns:
@@ -420,42 +422,45 @@ def find_candidates(
         GeometryError: If a channel does not fit the grid.
         ContentError: If a probability is NaN.
 
+    A voxel next to a peak belongs to it from p = peak / 1.6 or p = 0.35, the rule's defaults:
+
     >>> rule = CandidateRule(min_voxels=1)
     >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)
     >>> found = find_candidates(p, Geometry.from_spacing((1, 5), (1, 1)), rule, (7,))
     >>> found.instances.tolist(), [c.label for c in found.candidates]
     ([[1, 1, 0, 2, 0]], [7, 7])
     """
-    found: list[PeakRegion] = []
+    regions_of_labels: list[PeakRegion] = []
     for label, channel in zip(label_values, probabilities, strict=True):
         sparse = as_sparse(channel, geometry, rule)
         regions = join_touching(grow_regions(sparse, rule), sparse)
-        found += [replace(one, label=label) for one in regions]
-    found = _divide_shared_voxels(found, rule, geometry.shape)
+        regions_of_labels += [replace(one, label=label) for one in regions]
+    regions_of_labels = _divide_shared_voxels(regions_of_labels, rule, geometry.shape)
     # a part of a divided region may not reach the floor
-    by_height = [one for one in found if one.height >= rule.floor]
+    by_height = [one for one in regions_of_labels if one.height >= rule.floor]
+    # by descending height, equal heights by the index of the peak
     by_height.sort(key=lambda one: (-one.height, one.peak))
     large = [one for one in by_height if len(one.voxels) >= rule.min_voxels]
     small = [one for one in by_height if len(one.voxels) < rule.min_voxels]
     limit = rule.candidate_limit
-    kept = large[:limit] + [one for one in large[limit:] if one.score >= keep_from]
+    chosen = large[:limit] + [one for one in large[limit:] if one.score >= keep_from]
     instances = np.zeros(geometry.shape, np.int32)
     flat_instances = instances.reshape(-1)  # a view, to which writing is faster than to `flat`
     candidates = []
-    for number, region in enumerate(_sort_by_score(kept), start=1):
-        flat_instances[region.voxels] = number
-        candidates.append(_make_candidate(number, region, geometry))
+    for candidate_id, region in enumerate(_sort_by_score(chosen), start=1):
+        flat_instances[region.voxels] = candidate_id
+        candidates.append(_make_candidate(candidate_id, region, geometry))
     removed = []  # they are numbered from 1 again, because they are not in `instances`
-    for number, region in enumerate(_sort_by_score(small[:limit]), start=1):
-        candidate = _make_candidate(number, region, geometry)
+    for candidate_id, region in enumerate(_sort_by_score(small[:limit]), start=1):
+        candidate = _make_candidate(candidate_id, region, geometry)
         removed.append(replace(candidate, has_mask=False, accepted=False))
     return Prediction(
-        case,
-        geometry,
-        tuple(candidates),
-        instances,
+        case=case,
+        geometry=geometry,
+        candidates=tuple(candidates),
+        instances=instances,
         removed=tuple(removed),
-        n_left_out=len(large) - len(kept),
+        n_left_out=len(large) - len(chosen),
     )
 
 
@@ -464,20 +469,26 @@ def _sort_by_score(regions: Sequence[PeakRegion]) -> list[PeakRegion]:
     return sorted(regions, key=lambda one: -one.score)
 
 
-def _make_candidate(number: int, found: PeakRegion, geometry: Geometry) -> Candidate:
-    """Convert a region of voxels to a candidate with the id `number`.
+def _make_candidate(candidate_id: int, region: PeakRegion, geometry: Geometry) -> Candidate:
+    """Convert a region of voxels to a candidate.
 
     Args:
-        number: Id of the candidate.
-        found: The region.
+        candidate_id: Id of the candidate.
+        region: The region.
         geometry: The grid of the region's voxels.
     """
-    voxels = np.stack(np.unravel_index(found.voxels, geometry.shape), axis=-1)
-    return Candidate.from_voxels(number, found.label, found.score, voxels, geometry)
+    voxels = np.stack(np.unravel_index(region.voxels, geometry.shape), axis=-1)
+    return Candidate.from_voxels(
+        id=candidate_id,
+        label=region.label,
+        score=region.score,
+        voxels=voxels,
+        geometry=geometry,
+    )
 
 
 def _divide_shared_voxels(
-    found: list[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
+    regions: list[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
 ) -> list[PeakRegion]:
     """Assign each voxel that regions of several labels share to one region.
 
@@ -488,29 +499,30 @@ def _divide_shared_voxels(
       become candidates.
 
     Args:
-        found: The regions of all labels. Regions of the same label share no voxels.
+        regions: The regions of all labels. Regions of the same label share no voxels.
         rule: The plan's rule for candidates.
         shape: Shape of the volume.
     """
-    large = {row: one for row, one in enumerate(found) if len(one.voxels) >= rule.min_voxels}
-    if len({one.label for one in large.values()}) < 2:
-        return found
-    voxels = np.concatenate([one.voxels for one in large.values()])
-    probabilities = np.concatenate([one.probabilities for one in large.values()])
-    row_of_voxel = np.repeat(list(large), [len(one.voxels) for one in large.values()])
+    # the regions that can become candidates, by their row in `regions`
+    candidates = {row: one for row, one in enumerate(regions) if len(one.voxels) >= rule.min_voxels}
+    if len({one.label for one in candidates.values()}) < 2:  # one label has no shared voxels
+        return regions
+    voxels = np.concatenate([one.voxels for one in candidates.values()])
+    probabilities = np.concatenate([one.probabilities for one in candidates.values()])
+    row_of_voxel = np.repeat(list(candidates), [len(one.voxels) for one in candidates.values()])
     # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
     # of equal ones that of the first region
     order = np.lexsort((-row_of_voxel, probabilities))
-    owner = np.full(prod(shape), -1, np.int32)  # row of the region of each voxel in the volume
-    owner[voxels[order]] = row_of_voxel[order]
+    owner_row = np.full(prod(shape), -1, np.int32)  # row of the region of each voxel in the volume
+    owner_row[voxels[order]] = row_of_voxel[order]
     divided: list[PeakRegion] = []
-    for row, one in enumerate(found):
-        is_own = owner[one.voxels] == row
-        if row not in large or is_own.all():
+    for row, one in enumerate(regions):
+        stays = owner_row[one.voxels] == row
+        if row not in candidates or stays.all():
             divided.append(one)
             continue
-        rest = PeakRegion(one.voxels[is_own], one.probabilities[is_own], one.label)
-        divided += _connected_parts(rest, shape)
+        remaining = PeakRegion(one.voxels[stays], one.probabilities[stays], one.label)
+        divided += _connected_parts(remaining, shape)
     return divided
 
 
@@ -525,7 +537,7 @@ def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakReg
     """
     if len(region.voxels) == 0:
         return []
-    # components are labelled in the bounding box of the region, which is smaller than the volume
+    # parts are labelled in the bounding box of the region, which is smaller than the volume
     position = np.stack(np.unravel_index(region.voxels, shape))  # [axes, n]
     position -= position.min(axis=1, keepdims=True)
     box = np.zeros(position.max(axis=1) + 1, bool)

@@ -75,19 +75,19 @@ class Inferred:
             Slabs `[rows, *file[1:]]` float32, in order of their rows.
         """
         resampled = resample_slabs(
-            self.store.values[label][None],
+            self.store.values[label][None],  # with an axis of channels
             self.plan_geometry,
             self.file_geometry,
             "linear",
-            edge="near",
+            edge="near",  # extends the outermost probabilities by half a voxel
             decode=self.store.decode,
         )
-        for rows, piece in resampled:
+        for rows, with_channel in resampled:
             self.store.release()  # free the memory of pages that were read from disk
-            p = piece[0]
+            probabilities = with_channel[0]
             if calibration is not None:
-                p = calibrated_voxels(p.contiguous(), calibration)
-            slab = p.numpy()
+                probabilities = calibrated_voxels(probabilities.contiguous(), calibration)
+            slab = probabilities.numpy()
             if self.valid is not None:
                 slab = np.where(self.valid[rows], slab, np.float32(0))
             if on_slab is not None:
@@ -149,16 +149,18 @@ def decide(
             boxes = tuple(c for c in boxes if _is_centre_valid(c, valid))
     # candidates from boxes, from both, or from voxels
     if boxes is not None and rule.source == "detection":
-        prediction = Prediction(case, geometry, boxes, None)
+        prediction = Prediction(case, geometry, candidates=boxes, instances=None)
     elif boxes is not None:
         # A fused score is the mean of the voxels' score and the box's score. Even with a box of
         # score 1, it reaches the operating point only if the voxels' score is at least this.
         keep_from = max(2 * point.score - 1, 0.0)
-        voxels = find_by_rule(channels, geometry, rule, plan.labels, case, keep_from)
+        voxels = find_by_rule(channels, geometry, rule, plan.labels, case, keep_from=keep_from)
         prediction = fuse(voxels, boxes)
     else:
-        prediction = find_by_rule(channels, geometry, rule, plan.labels, case, point.score)
-    prediction = limit_candidates(prediction, rule.candidate_limit, point.score)
+        prediction = find_by_rule(
+            channels, geometry, rule, plan.labels, case, keep_from=point.score
+        )
+    prediction = limit_candidates(prediction, rule.candidate_limit, keep_from=point.score)
     prediction = replace(
         prediction.accept(point, selection.calibration),
         input=inferred.input,
@@ -179,6 +181,7 @@ def _is_centre_valid(candidate: Candidate, valid: Flags) -> bool:
         valid: Mask of the file's grid, False for voxels without image content (`core.Volume`).
     """
     centre = np.add(candidate.start_vox, candidate.stop_vox) / 2
+    # voxel i covers i ≤ x < i + 1; a centre on the far edge of the grid counts to the last voxel
     return bool(valid[tuple(np.floor(centre).astype(int).clip(0, np.array(valid.shape) - 1))])
 
 
@@ -238,7 +241,9 @@ def find_by_rule(
         ContentError: If a probability is NaN.
     """
     if not labels.regions:
-        return find_candidates(probabilities, geometry, rule, labels.values, case, keep_from)
+        return find_candidates(
+            probabilities, geometry, rule, labels.values, case, keep_from=keep_from
+        )
     channels = [as_sparse(channel, geometry, rule) for channel in probabilities]
     if len(channels) != len(labels):
         raise GeometryError(
@@ -246,8 +251,9 @@ def find_by_rule(
             f"{len(labels)} regions. Give one channel per region."
         )
     union = highest_probabilities(channels)
-    found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
-    is_in_candidate = found.mask() > 0
+    # the keys of `UNION` are mask values
+    prediction = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
+    is_in_candidate = prediction.mask() > 0
     values = np.zeros(geometry.shape, np.uint8)
     for channel, value in zip(channels, labels.values, strict=True):
         # the union contains every voxel of every channel
@@ -255,7 +261,7 @@ def find_by_rule(
         is_in_region = channel.probabilities >= highest / 2  # the docstring explains the half
         is_in_region &= is_in_candidate.flat[channel.index]
         values.flat[channel.index[is_in_region]] = value
-    return replace(found, values=values)
+    return replace(prediction, values=values)
 
 
 def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:

@@ -82,8 +82,9 @@ class PolarityFeatures:
         They are `skew`, `border` and the correlation of `picture` with the mean picture of the
         training scans. The correlation is 0 if the two pictures have different lengths.
         """
-        is_like = mean_picture.shape == self.picture.shape
-        correlation = float(mean_picture @ self.picture) if is_like else 0.0
+        has_same_length = mean_picture.shape == self.picture.shape
+        # both pictures have mean 0 and length 1, so their scalar product is the correlation
+        correlation = float(mean_picture @ self.picture) if has_same_length else 0.0
         return np.array([self.skew, self.border, correlation])
 
 
@@ -143,24 +144,26 @@ class InputCheck(BaseModel, frozen=True):
             units of the accepted distance, or None if nothing could be compared. The sentence
             describes the difference if the distance is above 1; otherwise it is "".
         """
-        known = self.medians.keys() & self.tolerances.keys()
+        known_names = self.medians.keys() & self.tolerances.keys()
         distances = {
             name: abs(value - self.medians[name]) / self.tolerances[name]
             for name, value in numbers.items()
-            if name in known
+            if name in known_names
         }
         similarities = {
-            channel: self.polarities[channel].similarity(own)
-            for channel, own in features.items()
+            channel: self.polarities[channel].similarity(of_channel)
+            for channel, of_channel in features.items()
             if channel in self.polarities
         }
-        # similarity as a distance: 0 at the mean of the training scans, which is 1; 1 at the limit
-        by_polarity = {c: (1 - s) / (1 - self.polarities[c].limit) for c, s in similarities.items()}
-        score = max([*distances.values(), *by_polarity.values()], default=None)
+        # a similarity s as a distance: 0 if s is 1, the mean of the training scans; 1 at the limit
+        polarity_distances = {
+            c: (1 - s) / (1 - self.polarities[c].limit) for c, s in similarities.items()
+        }
+        score = max([*distances.values(), *polarity_distances.values()], default=None)
         if score is None or score <= 1:
             return score, ""
-        worst_channel = max(by_polarity, key=by_polarity.__getitem__, default="")
-        if by_polarity.get(worst_channel, 0) > 1:
+        worst_channel = max(polarity_distances, key=polarity_distances.__getitem__, default="")
+        if polarity_distances.get(worst_channel, 0) > 1:
             return score, (
                 f"{UNLIKE}: {worst_channel} looks like a photographic negative, or is upside "
                 f"down (similarity of dark and bright {similarities[worst_channel]:.2f}, training: "
@@ -178,10 +181,12 @@ class InputCheck(BaseModel, frozen=True):
             name: Name of the statistic; it begins with "log " if `value` is a logarithm.
             value: The statistic of the scan.
         """
-        middle = self.medians[name]
-        width = self.tolerances[name]
-        shown = [value, middle - width, middle + width]
-        value, low, high = np.exp(shown).tolist() if name.startswith("log ") else shown
+        median = self.medians[name]
+        tolerance = self.tolerances[name]
+        value_and_range = [value, median - tolerance, median + tolerance]
+        value, low, high = (
+            np.exp(value_and_range).tolist() if name.startswith("log ") else value_and_range
+        )
         return (
             f"{UNLIKE}: {name.removeprefix('log ')} is {value:.3g} "
             f"(accepted: {low:.3g} to {high:.3g})."
@@ -210,7 +215,8 @@ def training_ranges(
     sparse = tuple(
         name
         for channel, name in enumerate(plan.channel_names)
-        if 2 * sum(_is_blank(case.image[channel], None) for case in sampled) >= len(sampled)
+        # blank in at least half of the sampled cases
+        if 2 * sum(_is_blank(case.image[channel], valid=None) for case in sampled) >= len(sampled)
     )
     return check.model_copy(update={"sparse_channels": sparse})
 
@@ -238,7 +244,7 @@ def make_input_check(
     medians = {}
     tolerances = {}
     for rows in (grids, images):
-        for name in rows[0]:
+        for name in rows[0]:  # all scans have the same statistics
             values = np.array([row[name] for row in rows])
             median = float(np.median(values))
             distances = np.abs(values - median)
@@ -249,8 +255,8 @@ def make_input_check(
             tolerances[name] = max(minimum, by_spread, by_farthest)
     polarities = {}
     if len(features) >= MIN_SCANS:
-        fitted = {name: _fit_polarity([own[name] for own in features]) for name in features[0]}
-        polarities = {name: found for name, found in fitted.items() if found is not None}
+        fitted = {name: _fit_polarity([scan[name] for scan in features]) for name in features[0]}
+        polarities = {name: fit for name, fit in fitted.items() if fit is not None}
     return InputCheck(medians=medians, tolerances=tolerances, polarities=polarities)
 
 
@@ -266,15 +272,16 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     Returns:
         The polarity. None if the features of a scan and of its negative do not differ.
     """
-    # mean pictures and weights without the scan itself
+    # each scan is compared with the mean picture of the other scans (a sum of equal direction)
     total = np.sum([scan.picture for scan in scans], axis=0)
     features = np.stack([scan.values(_unit_length(total - scan.picture)) for scan in scans])
     weights = _feature_weights(features)
     if weights is None:
         return None
+    # each scan is weighted with the weights that the other scans give
     similarities = [
-        float(own @ weights_of_others)
-        for i, own in enumerate(features)
+        float(features_of_scan @ weights_of_others)
+        for i, features_of_scan in enumerate(features)
         if (weights_of_others := _feature_weights(np.delete(features, i, axis=0))) is not None
     ]
     return Polarity(
@@ -313,6 +320,7 @@ def _feature_weights(rows: Numbers) -> Numbers | None:
     means = rows.mean(axis=0)
     weights = means / (rows.var(axis=0, ddof=1) + FEATURE_VARIANCE)
     scale = float(means @ weights)
+    # after division by `scale`, the weighted sum of the mean features is 1
     return np.asarray(weights / scale) if scale > _MIN_SCALE else None
 
 
@@ -373,12 +381,15 @@ def _difference_of_neighbours(channel: NDArray[Any], axis: int) -> float:
     """
     steps = _sampling_steps(channel.shape)
     n = channel.shape[axis]
-    in_plane = tuple(slice(None, None, step) for a, step in enumerate(steps) if a != axis)
+    subsample = tuple(slice(None, None, step) for a, step in enumerate(steps) if a != axis)
     planes = np.moveaxis(channel, axis, 0)
+    # first plane of each pair; if there is only one plane, it is compared with itself
     first = np.arange(0, max(n - 1, 1), steps[axis])
-    here = np.asarray(planes[first][(slice(None), *in_plane)], np.float32)
-    there = np.asarray(planes[np.minimum(first + 1, n - 1)][(slice(None), *in_plane)], np.float32)
-    return float(np.abs(there - here).mean())
+    first_planes = np.asarray(planes[first][(slice(None), *subsample)], np.float32)
+    next_planes = np.asarray(
+        planes[np.minimum(first + 1, n - 1)][(slice(None), *subsample)], np.float32
+    )
+    return float(np.abs(next_planes - first_planes).mean())
 
 
 def polarity_features(
@@ -517,15 +528,18 @@ def compare_scan(
     Returns:
         The largest distance from the training scans and the warning.
     """
-    given = {plan.channel_names[c]: image[c] for c in range(len(image)) if c not in missing}
-    lacking = tuple(plan.channel_names[c] for c in missing)
+    channels_by_name = {
+        plan.channel_names[c]: image[c] for c in range(len(image)) if c not in missing
+    }
+    missing_names = tuple(plan.channel_names[c] for c in missing)
     sparse = () if check is None else check.sparse_channels
     empty = tuple(
         name
-        for name, channel in given.items()
+        for name, channel in channels_by_name.items()
         if name not in sparse and (name in blank or np.ptp(channel) == 0)
     )
-    is_predicted = not empty or (check is None and len(empty) < len(given))
+    # without ranges of training scans, one channel with contrast is enough
+    is_predicted = not empty or (check is None and len(empty) < len(channels_by_name))
     score: float | None = None
     warning = ""
     if empty:
@@ -536,16 +550,16 @@ def compare_scan(
             f"Channel {empty[0]} is empty: all or nearly all of its voxels are equal. {advice}"
         )
     elif check is not None:
-        channels = list(given.values())
+        present = list(channels_by_name.values())
         numbers = grid_statistics(*_canonical_grid(file))
-        numbers |= image_statistics(channels, list(given))
-        score, warning = check.compare(numbers, polarity_features(channels, list(given)))
-    if lacking:
-        without = f"Predicted without {', '.join(lacking)}, so expect a lower sensitivity."
+        numbers |= image_statistics(present, list(channels_by_name))
+        score, warning = check.compare(numbers, polarity_features(present, list(channels_by_name)))
+    if missing_names:
+        without = f"Predicted without {', '.join(missing_names)}, so expect a lower sensitivity."
         warning = f"{without} {warning}".strip()
     if is_predicted:
-        return InputCheckResult(score, warning, lacking, empty=empty)
-    return InputCheckResult(score, warning, lacking, blank=empty)
+        return InputCheckResult(score, warning, missing_names, empty=empty)
+    return InputCheckResult(score, warning, missing_names, blank=empty)
 
 
 def _canonical_grid(geometry: Geometry) -> tuple[list[int], list[float]]:
@@ -585,7 +599,8 @@ def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
     sample = _sample_channel(values)
     median = float(np.median(sample))
     tolerance = EQUAL * abs(median)
-    # most scans are far from blank, which a sample already shows
+    # Most scans are far from blank, which a sample already shows. It is compared with half of the
+    # limit, because it may differ from all voxels.
     equal_share_of_sample = np.mean(np.abs(sample - median) <= tolerance)
     if equal_share_of_sample < BLANK_SHARE / 2:
         return False
@@ -609,7 +624,7 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     """
     shape, spacing = _canonical_grid(geometry)
     extent = np.multiply(shape, spacing)
-    ratios = np.ones(1)
+    ratios = np.ones(1)  # of the file's spacing and the plan's; 1 is accepted
     if len(plan.spacing_mm) == geometry.dims:  # otherwise `prepare_volume` raises an error
         ratios = np.divide(spacing, plan.spacing_mm)
     is_odd = max(ratios.max(), 1 / ratios.min()) > MAX_RATIO
@@ -618,10 +633,10 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
         return
     # name the unit that would explain the spacing
     unit = ""
-    for factor, written in ((1000, "micrometres"), (1 / 1000, "metres")):
+    for factor, unit_name in ((1000, "micrometres"), (1 / 1000, "metres")):
         # a wrong unit gives a ratio of about 1/1000 or 1000; scans differ by a factor of up to 5
         if ((ratios * factor >= 0.2) & (ratios * factor <= 5)).all():
-            unit = f", perhaps {written} for millimetres"
+            unit = f", perhaps {unit_name} for millimetres"
     raise GeometryError(
         f"{where}: the header states voxels of {describe_sides(spacing)} mm and an extent of "
         f"{describe_sides(extent)} mm; this model works on voxels of "

@@ -147,8 +147,8 @@ def model_card(
         The card in Markdown, after the metadata in YAML. Undefined scores are called "undefined",
         and the metadata leaves them out.
     """
-    known = provenance or {}
-    return _metadata(plan, scores, str(known.get("dataset", "unknown"))) + fill(
+    provenance_rows = provenance or {}
+    return _metadata(plan, scores, str(provenance_rows.get("dataset", "unknown"))) + fill(
         _CARD,
         plan=plan,
         selection=selection,
@@ -161,7 +161,7 @@ def model_card(
             )
             for of_role in scores
         ],
-        provenance=known,
+        provenance=provenance_rows,
     )
 
 
@@ -188,7 +188,7 @@ def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
         for of_role in scores
         if (metrics := _hub_metrics(of_role))
     ]
-    found: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "license": "unknown",
         "library_name": "lesionseg",
         "pipeline_tag": task,
@@ -196,9 +196,9 @@ def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
     }
     if results:
         name = f"Lesion model: {', '.join(plan.labels.names)}"
-        found["model-index"] = [{"name": name, "results": results}]
+        metadata["model-index"] = [{"name": name, "results": results}]
     dump = partial(json.dumps, ensure_ascii=False)
-    texts = {key: v if isinstance(v, str) else dump(v) for key, v in found.items()}
+    texts = {key: v if isinstance(v, str) else dump(v) for key, v in metadata.items()}
     return "\n".join(["---", *[f"{key}: {text}" for key, text in texts.items()], "---", "", ""])
 
 
@@ -226,13 +226,14 @@ def fill(template: str, *, plan: Plan, **values: object) -> str:
         plan: Plan of the model.
         **values: Further variables of the template.
     """
-    page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    page.filters["number"] = _format_number
-    page.tests["beyond_aim"] = exceeds_aim
-    page.filters["expected_recall"] = describe_expected_recall
-    page.filters["interval"] = _format_with_interval
+    # blocks leave no empty lines, and a variable without a value raises an error
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["number"] = _format_number
+    environment.tests["beyond_aim"] = exceeds_aim
+    environment.filters["expected_recall"] = describe_expected_recall
+    environment.filters["interval"] = _format_with_interval
     modality = _MODALITIES[plan.modality]
-    return page.from_string(template).render(plan=plan, modality=modality, **values)
+    return environment.from_string(template).render(plan=plan, modality=modality, **values)
 
 
 def _performance_rows(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:

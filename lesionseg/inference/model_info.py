@@ -102,8 +102,8 @@ class ModelInfo:
     @property
     def memory_gb(self) -> float:
         """The peak memory in 10⁹ bytes to predict a scan of `memory_shape`, without the network."""
-        usual = Geometry.from_spacing(self.memory_shape, self.plan.spacing_mm)
-        return needed_bytes(usual, self.plan) / 1e9
+        typical_grid = Geometry.from_spacing(self.memory_shape, self.plan.spacing_mm)
+        return needed_bytes(typical_grid, self.plan) / 1e9
 
     @property
     def training(self) -> str:
@@ -113,7 +113,7 @@ class ModelInfo:
         """
         card_fields = self.card_fields
         return ", ".join(
-            f"{words}{card_fields[key]}" for key, words in _TRAINING.items() if key in card_fields
+            f"{prefix}{card_fields[key]}" for key, prefix in _TRAINING.items() if key in card_fields
         )
 
     def record(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def model_info(bundle: str | PathLike[str]) -> ModelInfo:
     if isinstance(files, BundleFiles):
         path = files.folder
         card_fields = files.card_fields()
-    else:
+    else:  # an nnU-Net model has no card
         card_fields = {"made from": plan.reasons["source"], **files.read_json(DATASET_JSON)}
     # count the weights of our own architectures; the meta device builds them without memory
     n_weights = None

@@ -122,12 +122,12 @@ class Predictor:
         architectures: Mapping[str, NetworkFactory] | None = None,
         trust: bool = False,
     ) -> None:
-        several = [bundle] if isinstance(bundle, (str, PathLike, Bundle)) else bundle
+        bundles = [bundle] if isinstance(bundle, (str, PathLike, Bundle)) else bundle
         try:
-            given = [one if isinstance(one, Bundle) else fspath(one) for one in several]
+            bundles_or_paths = [one if isinstance(one, Bundle) else fspath(one) for one in bundles]
         except TypeError as error:
             raise ConfigError("bundle: give the folder of a run or bundle, or a list.") from error
-        joint = ensemble(given, architectures, trust=trust)
+        joint = ensemble(bundles_or_paths, architectures, trust=trust)
         if not trust:
             require_trusted(joint.plan.prepare_extra, "plan.json")
         self.plan = joint.plan
@@ -138,24 +138,26 @@ class Predictor:
         self._accepted_by = (
             None if operating_point is None else OperatingPointAim.parse(operating_point)
         )
-        in_memory = all(isinstance(one, Bundle) for one in given)
+        are_in_memory = all(isinstance(one, Bundle) for one in bundles_or_paths)
         # device and memory format of a network in memory are kept, because it may be in training
-        chosen = choose_device(device or "auto") if device is not None or not in_memory else None
+        network_device = (
+            choose_device(device or "auto") if device is not None or not are_in_memory else None
+        )
         recipe = self.plan.nnunet
         dims = self.plan.dims if recipe is None else recipe.network_dims
         memory_format = None
-        if chosen is not None and not in_memory:
-            memory_format = fast_memory_format(dims, chosen)
+        if network_device is not None and not are_in_memory:
+            memory_format = fast_memory_format(dims, network_device)
         self.window = SlidingWindow(
             joint.networks,
             self.plan,
             self.settings,
-            device=chosen,
+            device=network_device,
             memory_format=memory_format,
         )
         self.device = self.window.device
         point = self.operating_point()  # raises an error now instead of after the first scan
-        if point.chosen_on is not None:
+        if point.chosen_on is not None:  # the point was chosen on data, not the default
             self._compare_views()
 
     @property
@@ -170,13 +172,13 @@ class Predictor:
         of false positives at an operating point would change. If the selection does not state
         whether views were mirrored, nothing is compared.
         """
-        before = self.selection.is_mirrored
-        if before is not None and before != self.is_mirrored:
+        was_mirrored = self.selection.is_mirrored
+        if was_mirrored is not None and was_mirrored != self.is_mirrored:
             log.warning(
                 "The operating points of this bundle were chosen with inference.flips=%s, but "
                 "inference.flips is %s, so the rate of false positives may be another one. Set "
                 "inference.flips=%s.",
-                *(str(value).lower() for value in (before, self.is_mirrored, before)),
+                *(str(value).lower() for value in (was_mirrored, self.is_mirrored, was_mirrored)),
             )
 
     def with_selection(self, selection: Selection) -> "Predictor":
@@ -240,12 +242,14 @@ class Predictor:
         """
         for name in missing:
             require_one_of("missing: the channel", name, self.plan.channel_names)
-        lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
+        missing_channels = tuple(
+            c for c, channel_name in enumerate(self.plan.channel_names) if channel_name in missing
+        )
         # an image of nibabel becomes an array with its affine
-        path = Path("array")
-        loaded = volume_of_nibabel(image)
-        if loaded is not None:
-            path, volume = loaded
+        path = Path("array")  # the id of a case without a file
+        of_nibabel = volume_of_nibabel(image)
+        if of_nibabel is not None:
+            path, volume = of_nibabel
             image = volume.array
             affine = volume.geometry.affine
         # one or several files
@@ -262,9 +266,9 @@ class Predictor:
                     f"The list of files is empty. Give the files of the channels "
                     f"{', '.join(self.plan.channel_names)}."
                 )
-            files = CaseFiles(_case_of(paths[0]), tuple(paths), missing=lacking)
-            found = self.decide(self.infer(self.prepare(files)), files.case)
-            return _with_image(found, files.images[0])
+            files = CaseFiles(_case_of(paths[0]), tuple(paths), missing=missing_channels)
+            prediction = self.decide(self.infer(self.prepare(files)), files.case)
+            return _with_image(prediction, files.images[0])
         # an array
         if affine is None:
             raise ConfigError(
@@ -277,13 +281,13 @@ class Predictor:
                 f"array: has the shape {image.shape}. Give an array with {dims} spatial axes, as "
                 "this model needs, and one of channels before them if there are several."
             )
-        channels = image[None] if image.ndim == dims else image
-        if len(channels) + len(lacking) == len(self.plan.channel_names):
+        channels = image[None] if image.ndim == dims else image  # with an axis of channels
+        if len(channels) + len(missing_channels) == len(self.plan.channel_names):
             # the array leaves the missing channels out; otherwise it has placeholders for them
-            for channel in lacking:
-                channels = np.insert(channels, channel, 0, axis=0)
+            for channel in missing_channels:
+                channels = np.insert(channels, channel, values=0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, float))
-        volume = Volume(channels, grid, missing=lacking)
+        volume = Volume(channels, grid, missing=missing_channels)
         return _with_image(self.predict_volume(volume, _case_of(path)))
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
@@ -305,7 +309,7 @@ class Predictor:
         No candidates are found. The probabilities are calibrated if the selection has a calibration
         of voxels. K is 0 if the network predicts only boxes.
         """
-        inferred = self.infer(self.prepare_volume(volume, "volume"))
+        inferred = self.infer(self.prepare_volume(volume, where="volume"))
         calibration = self.selection.voxel_calibration
         n_labels = len(inferred.store.values)
         channels = np.empty((n_labels, *inferred.file_geometry.shape), np.float32)
@@ -329,6 +333,7 @@ class Predictor:
         plan = self.plan
         n_channels = len(plan.channel_names)
         n_files = len(files.images) + len(files.missing)
+        # one file of a colour picture contains three channels
         is_in_colour = plan.dims == 2 and is_colour(files, n_channels)
         if n_files != n_channels and not is_in_colour:
             raise DatasetError(
@@ -339,6 +344,7 @@ class Predictor:
             )
         check_missing(plan, files.missing)
         if plan.dims == 2 and files.pixel_mm is None:
+            # `files.pixel_mm` reads this column of the case's table row
             columns = {**files.columns, "pixel_mm": str(self.assumed_pixel_mm)}
             files = replace(files, columns=columns)
         # `read_image` takes its settings from a dataset; missing channels have been checked above
@@ -368,8 +374,9 @@ class Predictor:
     ) -> PreparedScan:
         """Check a volume, resample it to the plan's grid and normalise it for the networks.
 
-        For an nnU-Net model, the volume is prepared as nnU-Net does (`prepare_scan`). If the plan
-        has `nan_background`, NaN voxels are replaced by background before the check.
+        For an nnU-Net model, the volume is prepared as nnU-Net does (`prepare_scan`) and gets no
+        mask of the body. If the plan has `nan_background`, NaN voxels are replaced by background
+        before the check.
 
         Args:
             volume: The volume `[C, *spatial]`.
@@ -407,21 +414,21 @@ class Predictor:
 
         # `prepare_image` calls this function with the resampled image before normalisation, because
         # the limits of tissue are intensities of the file
-        def look(image: Volume) -> None:
+        def set_body(image: Volume) -> None:
             """Set `body` to the body in the resampled image without its missing channels."""
             nonlocal body
-            given = image.array
+            present = image.array
             if volume.missing:
-                given = np.delete(given, volume.missing, axis=0)
-            body = find_body(Volume(given, image.geometry), plan.modality)
+                present = np.delete(present, volume.missing, axis=0)
+            body = find_body(Volume(present, image.geometry), plan.modality)
 
         if plan.nnunet is None:
-            prepared = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
+            prepared = prepare_image(volume, plan, where=where, overwrite=overwrite, look=set_body)
             image = prepared.array
             grid = prepared.geometry
         else:
             image, resizing = prepare_scan(volume, plan.nnunet, where)
-            grid = resizing.view
+            grid = resizing.view  # the file's grid in the axis order of nnU-Net's reader
         return PreparedScan(
             image=image,
             grid=grid,
@@ -456,7 +463,7 @@ class Predictor:
             OutputError: If the file for probabilities cannot be made.
         """
         plan = self.plan
-        checked = compare_scan(
+        check_result = compare_scan(
             self._check, scan.image, scan.file_geometry, plan, scan.missing, scan.blank
         ).with_warnings(scan.warnings)
         store = Store((plan.n_voxel_channels, *scan.grid.shape), folder=folder)
@@ -464,7 +471,7 @@ class Predictor:
         agreement = (
             EnsembleAgreement() if len(self.window.networks) > 1 and plan.has_voxels else None
         )
-        if not checked.blank:
+        if not check_result.blank:
             image = torch.from_numpy(scan.image)
             outputs = store
             # nnU-Net predicts logits on its resized grid, which are restored to the file's grid
@@ -477,7 +484,7 @@ class Predictor:
             store=store,
             plan_geometry=scan.grid,
             file_geometry=scan.file_geometry,
-            input=checked,
+            input=check_result,
             boxes=boxes,
             valid=scan.valid,
             disagreement=None if agreement is None else agreement.disagreement(),
@@ -496,7 +503,14 @@ class Predictor:
         Raises:
             ContentError: If a probability is NaN.
         """
-        return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)
+        return decide(
+            inferred,
+            case,
+            self.plan,
+            self.selection,
+            accepted_by=self._accepted_by,
+            on_slab=on_slab,
+        )
 
 
 def _case_of(path: Path) -> str:
@@ -516,4 +530,4 @@ def _with_image(prediction: Prediction, image: Path | None = None) -> ScanPredic
     """
     if prediction.input is not None and prediction.input.warning:
         log.warning("%s: %s", prediction.case, prediction.input.warning)
-    return ScanPrediction(**vars(prediction), image=image)
+    return ScanPrediction(**vars(prediction), image=image)  # all fields, and the file

@@ -64,8 +64,8 @@ def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k
         return compress_log_odds(logits).sigmoid()
     # `posterior_logits` expects the labels as the second axis: [1, k, n]
     by_label = logits.reshape(-1, logits.shape[-1]).T[None]
-    undone = posterior_logits(by_label, alpha=anchors.alpha, gamma=anchors.gamma)
-    return compress_log_odds(undone[0].T.reshape(logits.shape)).sigmoid()
+    corrected = posterior_logits(by_label, alpha=anchors.alpha, gamma=anchors.gamma)
+    return compress_log_odds(corrected[0].T.reshape(logits.shape)).sigmoid()
 
 
 def calibrated_voxels(p: Tensor, fit: Calibration) -> Tensor:

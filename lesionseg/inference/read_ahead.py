@@ -61,20 +61,20 @@ def read_ahead(
                 reading = None
                 if fit_together and number + 1 < len(items):
                     reading = reader.submit(read, items[number + 1])
-                while writing and not fit_together:
+                while writing and not fit_together:  # at most one item is being written
                     yield _wait_for_result(writing)
-                made = infer(item, content)
+                inferred = infer(item, content)
                 del content
                 while writing:
                     yield _wait_for_result(writing)
-                writing.append(writer.submit(write, item, made))
-                del made  # the writer frees the memory step by step
+                writing.append(writer.submit(write, item, inferred))
+                del inferred  # the writer frees the memory step by step
                 if reading is None:  # the next item needs the memory of this one, or there is none
                     yield _wait_for_result(writing)
         except (Exception, KeyboardInterrupt):
-            for written in writing:
-                if written.exception() is None:
-                    yield written.result()
+            for write_of_item in writing:
+                if write_of_item.exception() is None:
+                    yield write_of_item.result()
             raise
 
 
@@ -138,7 +138,13 @@ def predict_volumes(
         """
         return len(items) * max(bytes_of.get(files.case, 0) for files in items) <= budget
 
-    return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)
+    return read_ahead(
+        cases,
+        read=prepare,
+        infer=lambda _, scan: predictor.infer(scan),
+        write=decide,
+        fits=fits,
+    )
 
 
 def memory_budget(settings: InferenceConfig) -> int:
@@ -163,12 +169,12 @@ def needed_bytes(geometry: Geometry, plan: Plan, *, is_on_disk: bool = False) ->
         plan: Plan of the network.
         is_on_disk: True if probabilities and logits are in a file, so that they need no memory.
     """
-    # plan voxels per file voxel; above 1 if the plan's grid is the finer one
+    # number of plan voxels per file voxel; above 1 if the plan's grid is the finer one
     voxel_ratio = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
     n_voxels = prod(geometry.shape) * max(1.0, voxel_ratio)
     # bytes per voxel
-    image = 4 * len(plan.channel_names)
-    probabilities = 2 * len(plan.labels)
+    image = 4 * len(plan.channel_names)  # float32
+    probabilities = 2 * len(plan.labels)  # float16
     if plan.nnunet is not None:
         probabilities += 2 * n_logits(plan)
     preparation = _COPIES * image

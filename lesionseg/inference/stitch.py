@@ -87,6 +87,7 @@ class Stitcher:
         """
         rows, *rest = slices
         self._finish_rows_before(rows.start)
+        # all channels and the rows of the sums, which are now the rows of the tile
         self._sum[(slice(None), slice(None), *rest)].addcmul_(
             tile_output.to(self._sum), self._weight
         )
@@ -106,7 +107,7 @@ class Stitcher:
                 weight = self._total_weight[rows].clamp_min(torch.finfo(torch.float32).tiny)
                 self._finish_rows(self._first_row + first, self._sum[:, rows] / weight)
             _shift_rows(self._sum, n_finished)
-            _shift_rows(self._total_weight[None], n_finished)
+            _shift_rows(self._total_weight[None], n_finished)  # with an axis of channels
             self._first_row += n_finished
 
 
@@ -135,9 +136,9 @@ class Store:
     """
 
     def __init__(self, shape: Sequence[int], *, folder: Path | None = None) -> None:
-        self._map: mmap.mmap | None = None
+        self._map: mmap.mmap | None = None  # None if the values are in memory
         shape = tuple(shape)
-        n_bytes = 2 * prod(shape)
+        n_bytes = 2 * prod(shape)  # float16
         if folder is None or not n_bytes:
             # numpy's zeros need no memory until they are written
             self.values = torch.from_numpy(np.zeros(shape, np.float16))
@@ -154,7 +155,7 @@ class Store:
                 f"{folder}: a temporary file of {n_bytes / 2**20:.0f} MiB cannot be made "
                 f"({error.strerror}). Free some space, or raise inference.max_memory_gb."
             ) from error
-        self._map = mapped._mmap  # type: ignore[attr-defined]
+        self._map = mapped._mmap  # type: ignore[attr-defined]  # numpy offers no other access
         self.values = torch.from_numpy(mapped)
 
     def write(
@@ -182,12 +183,13 @@ class Store:
         A probability above 0.5 becomes the negative number p − 1, because float16 is more precise
         near 0 than near 1.
         """
+        # p = 1 must be negative, too, so it becomes the negative number nearest to 0
         return torch.where(p > 0.5, (p - 1).clamp_max(-_SMALLEST), p)
 
     def decode(self, values: Tensor) -> Tensor:
         """Convert stored numbers (`encode`) to probabilities float32."""
         p = values.float()
-        return p.add_(p < 0)  # p − 1 was stored for p above 0.5
+        return p.add_(p < 0)  # adds 1 to the negative numbers, because p − 1 was stored
 
     def close(self) -> None:
         """Free the memory or delete the file. The store must not be used afterwards."""
@@ -247,7 +249,7 @@ def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
     weight = np.ones((), float)
     for n in tile_shape:
         peak = np.zeros(n)
-        peak[n // 2] = 1
+        peak[n // 2] = 1  # a filtered point is a Gaussian
         along_axis = gaussian_filter1d(peak, n * _SIGMA_SCALE, mode="constant", cval=0)
         weight = weight[..., np.newaxis] * along_axis
     rounded = torch.from_numpy(weight / weight.max() * _HIGHEST).half()

@@ -79,16 +79,17 @@ class _CoveredPart:
         """
         region = []
         spans = tuple(slice(0, n) for n in shape) if body is None else body.box
-        for box, tile, n in zip(spans, tile_shape, shape, strict=True):
-            body_width = box.stop - box.start
-            width = max(body_width, min(tile, n))
+        for span, tile_width, n in zip(spans, tile_shape, shape, strict=True):
+            body_width = span.stop - span.start
+            width = max(body_width, min(tile_width, n))
             # a region that is wider than the body is centred on it, but stays within the image
-            centred = box.start - (width - body_width) // 2
+            centred = span.start - (width - body_width) // 2
             start = min(max(centred, 0), n - width)
             region.append(slice(start, start + width))
         grid = TileGrid(tuple(r.stop - r.start for r in region), tile_shape, overlap)
+        # the image position of the first voxel of the padded grid
         offset = tuple(r.start - before for r, (before, _) in zip(region, grid.pad, strict=True))
-        return cls(shape, tuple(region), grid, offset, body)
+        return cls(shape=shape, region=tuple(region), grid=grid, offset=offset, body=body)
 
     def tiles(self) -> list[int]:
         """Return the numbers of the tiles that contain a part of the body, ascending.
@@ -102,7 +103,9 @@ class _CoveredPart:
         if self.body is None:
             return True
         spans = zip(self.grid.slices(number), self.offset, strict=True)
-        return self.body.touches(tuple(slice(s.start + n, s.stop + n) for s, n in spans))
+        return self.body.touches(
+            tuple(slice(s.start + shift, s.stop + shift) for s, shift in spans)
+        )
 
     def write_rows(self, store: Store, first: int, average: Tensor) -> None:
         """Write finished rows of the padded tile grid to the store, without the padding.
@@ -125,20 +128,27 @@ class _CoveredPart:
         inside = None if self.body is None else torch.from_numpy(self.body.mask(where))
         store.write(where, rows, inside)
 
-    def move_to_image(self, found: Boxes) -> Boxes:
+    def move_to_image(self, boxes: Boxes) -> Boxes:
         """Convert boxes from voxels of the covered region to voxels of the image.
 
         Boxes whose centre is outside the body are dropped.
         """
-        shifted = found.boxes + torch.tensor([r.start for r in self.region] * 2)
-        kept = torch.ones(len(found), dtype=torch.bool)
+        in_image = boxes.boxes + torch.tensor(
+            [r.start for r in self.region] * 2
+        )  # starts and stops
+        is_in_body = torch.ones(len(boxes), dtype=torch.bool)
         if self.body is not None:
-            centres, _ = split_box(shifted)
+            centres, _ = split_box(in_image)
             # rounding may put the centre of a thin box on the outer face of the last voxel
             voxels = centres.long().clamp(min=0).minimum(torch.tensor(self.shape) - 1)
             for i, voxel in enumerate(voxels.tolist()):
-                kept[i] = self.body.touches(tuple(slice(v, v + 1) for v in voxel))
-        return Boxes(shifted[kept], found.scores[kept], found.labels[kept], found.n_left_out)
+                is_in_body[i] = self.body.touches(tuple(slice(v, v + 1) for v in voxel))
+        return Boxes(
+            boxes=in_image[is_in_body],
+            scores=boxes.scores[is_in_body],
+            labels=boxes.labels[is_in_body],
+            n_left_out=boxes.n_left_out,
+        )
 
 
 class SlidingWindow:
@@ -175,6 +185,7 @@ class SlidingWindow:
         settings = settings or InferenceConfig.of()
         self.plan = plan
         self.overlap = settings.overlap
+        # a network without parameters is on the device of new tensors
         self.device = device or next(networks[0].parameters(), torch.empty(0)).device
         if self.device.type == "cuda" and self.device.index is None:
             # "cuda" without an index may be another GPU in another thread
@@ -202,7 +213,7 @@ class SlidingWindow:
             self.tile_shape = (1,) * (3 - len(plan.tile_shape)) + plan.tile_shape
             self.n_outputs = n_logits(plan)
             if self.device.type == "cuda" and settings.precision == "auto":
-                self.dtype = torch.float16
+                self.dtype = torch.float16  # as nnU-Net itself
             if self.device.type == "cpu" and self.is_in_slices:
                 self.batch_size = _SLICES_AT_ONCE
         # all combinations of the axes along which tiles were flipped in training
@@ -274,7 +285,11 @@ class SlidingWindow:
         # prepare the average of tiles, and the list of boxes
         finish_rows = partial(covered.write_rows, store)
         stitcher = Stitcher(
-            grid.padded_shape, self.n_outputs, self.tile_weight(), finish_rows, sums_device
+            grid.padded_shape,
+            self.n_outputs,
+            weight=self.tile_weight(),
+            finish_rows=finish_rows,
+            device=sums_device,
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         n_readings = len(self.networks) * len(self.flips)
@@ -283,17 +298,17 @@ class SlidingWindow:
         with reuse_memory(is_wanted=self.device.type == "cpu"):
             n_done = 0
             while n_done < len(tiles):
-                some = tiles[n_done : n_done + self.batch_size]
-                batch = torch.stack([array[(slice(None), *grid.slices(i))] for i in some])
-                predicted = self._predict_if_it_fits(batch, some, collector, agreement)
+                batch_tiles = tiles[n_done : n_done + self.batch_size]
+                batch = torch.stack([array[(slice(None), *grid.slices(i))] for i in batch_tiles])
+                predicted = self._predict_if_it_fits(batch, batch_tiles, collector, agreement)
                 if predicted is None:
-                    self._halve_batch(len(some))
+                    self._halve_batch(len(batch_tiles))
                     continue
-                for i, p in zip(some, predicted, strict=True):
+                for i, p in zip(batch_tiles, predicted, strict=True):
                     stitcher.add(p, grid.slices(i))
                 if collector is not None:
                     collector.gather()
-                n_done += len(some)
+                n_done += len(batch_tiles)
             stitcher.finish()
         return store, None if collector is None else covered.move_to_image(collector.finish())
 
@@ -310,10 +325,10 @@ class SlidingWindow:
         tiles again in smaller batches. If the batch has only one tile, the error is raised.
 
         Args:
-            tiles: See `predict`.
-            numbers: See `predict`.
-            collector: See `predict`.
-            agreement: See `predict`.
+            tiles: Tiles of the prepared image `[B, C, *tile]`.
+            numbers: Numbers of the tiles in the grid.
+            collector: Receives the boxes of a detector. None drops them.
+            agreement: Receives the voxels that each network marks. None marks no voxels.
         """
         try:
             return self.predict(tiles, numbers, collector, agreement)
@@ -380,12 +395,12 @@ class SlidingWindow:
         total = None
         view_sum = None  # the sum over the views of one network
         marks = []
-        if self.is_in_slices:  # the tiles have one slice
+        if self.is_in_slices:  # tiles of one slice lose the axis of slices, and regain it below
             tiles = tiles[:, :, 0]
         tiles = self._fill_batch(tiles.to(self.device))
-        readings = list(product(self.networks, self.flips))
+        readings = list(product(self.networks, self.flips))  # all views of one network in a row
         for reading, (network, axes) in enumerate(readings):
-            mirrored = [axis + 2 for axis in axes]
+            mirrored = [axis + 2 for axis in axes]  # after the axes of batch and channels
             output = self._run(network, tiles.flip(mirrored) if axes else tiles)
             if isinstance(output, DetectorOutput):
                 if collector is not None:
@@ -401,7 +416,7 @@ class SlidingWindow:
                     view_sum = None
         if agreement is not None:
             agreement.add(marks)
-        mean = torch.as_tensor(total)
+        mean = torch.as_tensor(total)  # not None, because there is at least one reading
         if len(readings) > 1:
             mean = mean / len(readings)
         return mean[:, :, None] if self.is_in_slices else mean
@@ -454,6 +469,7 @@ class SlidingWindow:
         for each new batch size, so there should be few different sizes. On a CPU, the batch is
         returned unchanged.
         """
+        # 1 << (n - 1).bit_length() is the lowest power of two that is at least n
         n_missing = min(1 << (len(tiles) - 1).bit_length(), self.batch_size) - len(tiles)
         if self.device.type != "cuda" or n_missing <= 0:
             return tiles
@@ -501,7 +517,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:  # the latter if torch is built without CUDA
         reason = first_line(str(error))
         raise ConfigError(
             f"device={name}: {reason}. Choose auto or cpu; for a GPU, read docs/install.md."

@@ -180,10 +180,11 @@ def _make_plan(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     _require_fitting_layers(files, checkpoint, labels, len(channels))
     dims = 2 if _reads_pictures(plans, recipe) else 3
     if dims == 2:
-        # nnU-Net plans to put the axis of 999 mm first, where `prepare_scan` adds it to a picture
+        # nnU-Net gives a picture a third axis with one slice of 999 mm, and its plans put this axis
+        # first. `prepare_scan` adds it there, so the axes need no other order.
         uses_pixel_size = plans.image_reader_writer != _PICTURES
         recipe = replace(recipe, transpose=(0, 1, 2), uses_pixel_size=uses_pixel_size)
-    # a 2-D network of a volume has tiles of one slice
+    # axes without a size in the patch: a 2-D network of a volume has tiles of one slice
     tile_shape = (1,) * (dims - len(recipe.patch)) + recipe.patch
     folds = ", ".join(files.folds)
     source = f"nnU-Net v2, {files.name}, {folds}; trainer {checkpoint.trainer or 'not stated'}"
@@ -287,9 +288,9 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
                 "inherits from itself. Correct inherits_from."
             )
         visited.append(current)
-        own = plans.configurations[current]
-        content = {**own, **content}
-        current = own.get("inherits_from")
+        inherited = plans.configurations[current]
+        content = {**inherited, **content}  # the later mapping has priority
+        current = inherited.get("inherits_from")
     return content
 
 
@@ -307,39 +308,39 @@ def _network_kind(
             "Use the model of 3d_fullres or 2d."
         )
     _require_known("preprocessor_name", config.preprocessor_name, [_PREPROCESSOR], where)
-    given = config.architecture.network_class_name or config.UNet_class_name
-    name = given.rpartition(".")[2]
+    class_path = config.architecture.network_class_name or config.UNet_class_name  # in old plans
+    name = class_path.rpartition(".")[2]  # without its module
     if name not in _NETWORKS:
         raise BundleError(
-            f"{where}: the network {given or 'not stated'} is none of {', '.join(_NETWORKS)}; it "
-            "was not imported. Predict with nnU-Net and give its probabilities to evaluate."
+            f"{where}: the network {class_path or 'not stated'} is none of "
+            f"{', '.join(_NETWORKS)}; it was not imported. Predict with nnU-Net and give its probabilities to evaluate."
         )
     unknown_option = _find_unknown_option(config.architecture.arch_kwargs)
     if checkpoint.unknown or unknown_option:
-        what = unknown_option or f"layers such as {checkpoint.unknown[0]}"
+        change = unknown_option or f"layers such as {checkpoint.unknown[0]}"
         trainer = checkpoint.trainer or files.trainer or "the trainer"
         raise BundleError(
-            f"{where}: {trainer} changed the network ({what}), which is unknown here. Predict with "
-            "nnU-Net and give its probabilities to evaluate."
+            f"{where}: {trainer} changed the network ({change}), which is unknown here. Predict "
+            "with nnU-Net and give its probabilities to evaluate."
         )
     return _NETWORKS[name]
 
 
-def _require_known(what: str, given: str, known: Collection[str], where: str) -> None:
+def _require_known(key: str, name: str, supported: Collection[str], where: str) -> None:
     """Check that the plans name a class or function of nnU-Net that is supported here.
 
     Args:
-        what: The key of the plans, for the message.
-        given: The name in the plans.
-        known: The supported names.
+        key: The key of the plans, for the message.
+        name: The name in the plans.
+        supported: The supported names.
         where: The file or configuration, for the message.
 
     Raises:
         BundleError: If the name is not supported.
     """
-    if given not in known:
+    if name not in supported:
         raise BundleError(
-            f"{where}: {what} is {given}, but only {', '.join(known)} can be used here. Predict "
+            f"{where}: {key} is {name}, but only {', '.join(supported)} can be used here. Predict "
             "with nnU-Net and give its probabilities to evaluate."
         )
 
@@ -380,18 +381,18 @@ def _check_strides(
     options = config.architecture.arch_kwargs
     if "strides" not in options:
         return
-    given = options["strides"]
+    planned = options["strides"]
     dims = len(strides[0])
     try:
-        expected = tuple((n,) * dims if isinstance(n, int) else tuple(n) for n in given)
+        expected = tuple((n,) * dims if isinstance(n, int) else tuple(n) for n in planned)
     except TypeError as error:
         raise BundleError(
-            f"{where}: architecture.arch_kwargs.strides is {given}, not a list with the strides "
+            f"{where}: architecture.arch_kwargs.strides is {planned}, not a list with the strides "
             "of each stage. Copy plans.json again."
         ) from error
     if expected != strides:
         raise BundleError(
-            f"{where}: strides {given} are not those of the weights, {list(strides)}. Use plans "
+            f"{where}: strides {planned} are not those of the weights, {list(strides)}. Use plans "
             "and checkpoints of one training."
         )
 
@@ -439,9 +440,10 @@ def _make_recipe(
                 f"{where}: the plans state no intensities of channel {channel}, which "
                 "CTNormalization needs. Copy plans.json again."
             )
-        given = intensities or _Intensities()
-        normalisation.append(_convert_normalisation(scheme, use_mask, given, where))
-    first, second, third = plans.transpose_forward
+        # schemes other than CTNormalization do not use them
+        known_intensities = intensities or _Intensities()
+        normalisation.append(_convert_normalisation(scheme, use_mask, known_intensities, where))
+    first, second, third = plans.transpose_forward  # a tuple of three for the recipe
     content = {
         "configuration": name,
         "spacing": config.spacing,
@@ -503,13 +505,13 @@ def _convert_resampling(function: str, options: Mapping[str, Any], where: str) -
     of an argument is unknown.
     """
     _require_known("the resampling", function, _RESAMPLING, where)
-    content = {**options, **_RESAMPLING[function]}
-    given = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
+    content = {**options, **_RESAMPLING[function]}  # the function has priority over its arguments
+    parsed = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
     return NnunetResampling(
-        order=given.order,
-        order_z=given.order_z,
-        separate_z=given.force_separate_z,
-        threshold=given.separate_z_anisotropy_threshold,
+        order=parsed.order,
+        order_z=parsed.order_z,
+        separate_z=parsed.force_separate_z,
+        threshold=parsed.separate_z_anisotropy_threshold,
     )
 
 
@@ -524,7 +526,7 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
     if len(spacing) < dims:
         median = plans.original_median_spacing_after_transp
         spacing = (median[0] if median else 1.0, *spacing)
-    return tuple(min(max(mm, 1e-3), 100.0) for mm in spacing)
+    return tuple(min(max(mm, 1e-3), 100.0) for mm in spacing)  # the range that a plan accepts
 
 
 def _guess_modality(channels: tuple[str, ...], dims: int) -> Modality:
@@ -544,7 +546,7 @@ def _build_network_of(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> n
     Weights of the coarser outputs, which are only used in training, are left out. Raise
     `BundleError` if the weights do not fit the plan or are not finite.
     """
-    with torch.device("meta"):  # only the names are needed
+    with torch.device("meta"):  # without memory, because only the names are needed
         needed = set(build_network(plan).state_dict())
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in needed}
     require_finite(weights, where)

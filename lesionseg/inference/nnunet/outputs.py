@@ -71,7 +71,7 @@ class AxisOrder:
             index: Flat indices in the array.
             array_shape: Spatial shape of the array.
         """
-        position = np.unravel_index(index, array_shape)
+        position = np.unravel_index(index, array_shape)  # one array of indices per axis
         reordered = [
             array_shape[axis] - 1 - position[axis] if is_flipped else position[axis]
             for axis, is_flipped in zip(self.axes, self.flipped, strict=True)
@@ -136,10 +136,12 @@ def read_probabilities(
     )
     order = _find_axis_order(file, maps, grid)
     channels = _move_to_mask_grid(voxels, order, shape, are_regions=are_regions)
-    found = find_by_rule(channels, grid, NNUNET_RULE, labels, files.case, DEFAULT_POINT.score)
-    if found.n_left_out:
-        _log.warning("Case %s: %s", files.case, found.left_out_note)
-    return with_nnunet_names(found, dataset_labels).accept(DEFAULT_POINT)
+    prediction = find_by_rule(
+        channels, grid, NNUNET_RULE, labels, files.case, keep_from=DEFAULT_POINT.score
+    )
+    if prediction.n_left_out:
+        _log.warning("Case %s: %s", files.case, prediction.left_out_note)
+    return with_nnunet_names(prediction, dataset_labels).accept(DEFAULT_POINT)
 
 
 def with_nnunet_names(prediction: Prediction, labels: Labels | None) -> Prediction:
@@ -172,6 +174,7 @@ def _read_mask_on_grid(
     Raises:
         GeometryError: If the mask has another grid than the scan.
     """
+    # a PNG mask states no pixel size, so it gets that of the scan
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     mask = read_mask(path, pixel_mm=pixel_mm)
     labels = np.asarray(mask.labels)
@@ -211,15 +214,17 @@ def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
         ContentError: If a number is NaN or not within 0 to 1, or if the channels of labels that are
             not regions do not sum to 1.
     """
-    n_row = prod(file.shape[2:])
+    n_per_row = prod(file.shape[2:])
     index = _find_voxels(file, are_regions=are_regions)
+    # the ascending indices of a slab's voxels are consecutive in `index`
     values = np.empty((file.shape[0], len(index)), np.float32)
     lowest = np.float32(0)
     highest = np.float32(1)
     for slab in file.slabs():
+        # fmin and fmax ignore NaN, which is reported below
         lowest = np.fmin(lowest, slab.values.min())
         highest = np.fmax(highest, slab.values.max())
-        start = slab.first_row * n_row
+        start = slab.first_row * n_per_row
         first, last = np.searchsorted(index, [start, start + slab.values.size])
         values[slab.channel, first:last] = slab.values.reshape(-1)[index[first:last] - start]
     if np.isnan(values).any():
@@ -252,15 +257,16 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
         The flat indices of the voxels, ascending.
     """
     limit = np.float32(_LOWEST)
-    n_row = prod(file.shape[2:])
-    found: list[Integers] = []
+    n_per_row = prod(file.shape[2:])
+    index_of_slabs: list[Integers] = []
     for slab in file.slabs():
         if slab.channel > 0 and not are_regions:
             break
         flat = slab.values.reshape(-1)
+        # NaN is not excluded, so that it is reported
         is_excluded = flat < limit if are_regions else flat > 1 - limit
-        found.append(np.flatnonzero(~is_excluded) + slab.first_row * n_row)
-    return np.unique(np.concatenate(found))
+        index_of_slabs.append(np.flatnonzero(~is_excluded) + slab.first_row * n_per_row)
+    return np.unique(np.concatenate(index_of_slabs))
 
 
 def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
@@ -287,7 +293,7 @@ def _fit_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
     of length 1 is added in front if there are too few. If no axis has length 1, the shape keeps its
     axes, and the caller finds that it does not fit the mask.
     """
-    shape = file.shape[1:]
+    shape = file.shape[1:]  # without channels
     if len(shape) > dims and 1 in shape:
         flat = shape.index(1)
         shape = shape[:flat] + shape[flat + 1 :]
@@ -389,7 +395,7 @@ def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrd
         for axes in permutations(range(dims))
         for flipped in product((False, True), repeat=dims)
     ]
-    likely = every_order[:1]  # that of the mask
+    likely = every_order[:1]  # the order of the mask: (0, 1, …), nothing flipped
     if dims == 3:
         likely.append(_find_reoriented_order(geometry))
     if file.reader_name().endswith(_REORIENTING):
@@ -406,7 +412,7 @@ def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
         geometry: Grid of the mask.
     """
     mask_axis_along = geometry.canonical_order  # of S, A, R
-    axes = tuple(map(mask_axis_along.index, range(3)))
+    axes = tuple(map(mask_axis_along.index, range(3)))  # of the array, for each mask axis
     flipped = []
     for mask_axis, array_axis in enumerate(axes):
         world_axis = 2 - array_axis  # the rows of the affine are R, A, S
@@ -432,16 +438,16 @@ def _move_to_mask_grid(
     """
     index = order.flat_index(voxels.index, shape)
     by_index = np.argsort(index, kind="stable")
-    first_label = 0 if are_regions else 1  # channel 0 is otherwise the background
+    first_channel = 0 if are_regions else 1  # channel 0 is otherwise the background
     channels = []
-    for channel in range(first_label, len(voxels.values)):
+    for channel in range(first_channel, len(voxels.values)):
         p = voxels.values[channel].astype(float)
         rest = 1 - p
         if not are_regions:
             rest = np.delete(voxels.values, channel, axis=0).sum(axis=0, dtype=float)
-        kept = by_index[p[by_index] >= _LOWEST]
-        ranked = rank_sure(p[kept], rest[kept])
-        channels.append(SparseProbabilities(order.shape(shape), index[kept], ranked))
+        chosen = by_index[p[by_index] >= _LOWEST]
+        with_ranks = rank_sure(p[chosen], rest[chosen])
+        channels.append(SparseProbabilities(order.shape(shape), index[chosen], with_ranks))
     return channels
 
 

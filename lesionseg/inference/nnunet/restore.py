@@ -35,10 +35,10 @@ def restore_probabilities(
     # for each axis of the view, the axis of the network
     network_axes = [recipe.transpose.index(axis) for axis in range(3)]
     for first_row, values in _resize_slabs(logits, scan, recipe):
-        p = label_probabilities(values[None], plan)[0]
+        p = label_probabilities(values[None], plan)[0]  # with an axis of the batch
         start = scan.crop[0].start + first_row
         part = (slice(start, start + p.shape[1]), *scan.crop[1:])
-        p = p.permute([0] + [1 + axis for axis in network_axes])
+        p = p.permute([0] + [1 + axis for axis in network_axes])  # axis 0 has the channels
         part_of_view = tuple(part[axis] for axis in network_axes)
         if scan.view.dims == 2:  # a 2-D image has no first axis
             p = p[:, 0]
@@ -58,21 +58,22 @@ def _resize_slabs(
     Yields:
         The number of the slab's first row (plane along the first axis), and the slab.
     """
-    before = network_spacing(recipe, scan.spacing)
-    orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)
+    network_grid_spacing = network_spacing(recipe, scan.spacing)
+    orders, _ = spline_orders(recipe.logit_resampling, network_grid_spacing, scan.spacing)
     shape = tuple(part.stop - part.start for part in scan.crop)
     n_channels, n_rows = logits.values.shape[:2]
     rows_at_once = max(1, _SLAB_VOXELS // max(n_channels * shape[1] * shape[2], 1))
-    if max(orders) > LINEAR:  # splines of higher orders need the whole volume
+    if max(orders) > LINEAR:
         yield 0, torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         return
     row_neighbours = find_interpolation_neighbours(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], rows_at_once):
         rows = slice(first, min(first + rows_at_once, shape[0]))
         needed = row_neighbours.reach(rows)  # the rows of the logits from which `rows` are computed
-        read = logits.decode(logits.values[:, needed])
+        rows_of_logits = logits.decode(logits.values[:, needed])
         logits.release()
-        # first within the planes of the input rows, then between the rows
-        resized_planes = (n_channels, read.shape[1], *shape[1:])
-        in_plane = resize(read, resized_planes, (0, 0, *orders[1:]))
+        # first within the planes of the input rows (order 0 leaves channels and rows unchanged, as
+        # their numbers do not change), then between the rows
+        resized_planes = (n_channels, rows_of_logits.shape[1], *shape[1:])
+        in_plane = resize(rows_of_logits, resized_planes, (0, 0, *orders[1:]))
         yield first, row_neighbours.within(rows, needed.start).apply(in_plane, axis=1)

@@ -65,10 +65,10 @@ def prepare_scan(
     array = view.array
     spacing = view.geometry.spacing_mm
     if view.geometry.dims == 2:
-        array = array[:, np.newaxis]
+        array = array[:, np.newaxis]  # one slice
         pixel_mm = spacing if recipe.uses_pixel_size else (1.0, 1.0)
         spacing = (_SLICE_MM, *pixel_mm)
-    array = array.transpose([0] + [1 + axis for axis in recipe.transpose])
+    array = array.transpose([0] + [1 + axis for axis in recipe.transpose])  # 0: the channels
     spacing = tuple(spacing[axis] for axis in recipe.transpose)
     # crop
     is_not_zero = np.logical_or.reduce(array != 0, axis=0)  # in any channel
@@ -87,7 +87,7 @@ def prepare_scan(
         normalise_channel(cropped[channel], scheme, inside)
         values = torch.from_numpy(cropped[channel])
         image[channel] = resize(values, shape, orders, clip_along=thick_axis)
-    return image.numpy(), Resizing(view.geometry, crop, spacing)
+    return image.numpy(), Resizing(view=view.geometry, crop=crop, spacing=spacing)
 
 
 def network_spacing(recipe: NnunetRecipe, spacing: Sequence[float]) -> tuple[float, ...]:
@@ -109,7 +109,7 @@ def resized_shape(
 ) -> tuple[int, ...]:
     """Return the shape of an array after resizing from `spacing` to the spacing `target`.
 
-    The number of voxels along each axis is rounded, and is at least 1.
+    The number of voxels along each axis is rounded (halves to even), and is at least 1.
 
     >>> resized_shape((10, 9), (3.0, 1.0), (1.0, 2.0))
     (30, 4)
@@ -176,7 +176,7 @@ def _is_thick(resampling: NnunetResampling, spacing: Sequence[float]) -> bool:
 def _thickest(spacing: Sequence[float]) -> int | None:
     """Return the axis with the coarsest spacing; None if several axes have the coarsest spacing."""
     coarsest = max(spacing)
-    axes = [axis for axis, mm in enumerate(spacing) if coarsest / mm == 1]  # as in nnU-Net
+    axes = [axis for axis, mm in enumerate(spacing) if coarsest / mm == 1]  # nnU-Net compares so
     return axes[0] if len(axes) == 1 else None
 
 
@@ -196,6 +196,7 @@ def fill_holes(mask: Flags) -> Flags:
     background = np.pad(~mask, 1, constant_values=True)
     component = cc3d.connected_components(background, connectivity=6)
     outside = component[(0,) * mask.ndim]  # the component of a corner
+    # without the border that was added
     result: Flags = component[tuple(slice(1, -1) for _ in mask.shape)] != outside
     return result
 
@@ -229,4 +230,4 @@ def normalise_channel(
         channel -= channel.min()
         channel /= max(channel.max(), np.float32(_SMALLEST_STD))
     elif scheme.scheme == "RGBTo01Normalization":
-        channel /= np.float32(255)
+        channel /= np.float32(255)  # the highest value of 8 bits
