@@ -81,18 +81,18 @@ def read_on_grid(
     """
     # the grid of the prediction; 1 mm is assumed if a picture states no pixel size
     path = files.instances or files.mask
-    prediction_grid = (
+    own_grid = (
         _grid_of_boxes(files, geometry) if path is None else read_geometry(path, pixel_mm=1.0)
     )
-    if prediction_grid.dims == geometry.dims == 2:
+    if own_grid.dims == geometry.dims == 2:
         # rasters have no position: assume that both cover the same area, for any size
-        zoom = np.array(geometry.shape) / np.array(prediction_grid.shape)
+        zoom = np.array(geometry.shape) / np.array(own_grid.shape)
         to_reference = np.diag([*zoom, 1.0])
         # align the edges of the outer pixels, not their centres: the edge at -0.5 stays there
         to_reference[:2, 2] = (zoom - 1) / 2
-        prediction_grid = Geometry(prediction_grid.shape, geometry.affine @ to_reference)
+        own_grid = Geometry(own_grid.shape, geometry.affine @ to_reference)
     where = path or files.candidates or files.case
-    grids = GridPair(path=where, seen=prediction_grid, other="the reference", expected=geometry)
+    grids = GridPair(path=where, seen=own_grid, other="the reference", expected=geometry)
     if grids.is_same(by_image=by_image):
         return drop_off_grid(
             open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
@@ -101,20 +101,20 @@ def read_on_grid(
     grids.check_spacing()
     if not resample:
         raise GeometryError(
-            f"{where}: the prediction {prediction_grid.describe()} is not on the grid of its reference "
-            f"{geometry.describe()}: {prediction_grid.describe_difference(geometry)}. Give resample=true, "
+            f"{where}: the prediction {own_grid.describe()} is not on the grid of its reference "
+            f"{geometry.describe()}: {own_grid.describe_difference(geometry)}. Give resample=true, "
             "or resample it with the program that wrote it."
         )
     if not grids.overlaps_by_half():
         raise GeometryError(
-            f"{where}: the prediction {prediction_grid.describe()} is located outside its reference "
+            f"{where}: the prediction {own_grid.describe()} is located outside its reference "
             f"{geometry.describe()}: less than half of the smaller grid is inside the other one. "
             "Give the prediction of the same scan, or correct its header."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
-    read_as = prediction_grid if path is None else None  # boxes get this grid; masks state theirs
+    read_as = own_grid if path is None else None  # boxes get this grid; masks state theirs
     prediction = open_prediction(files, geometry=read_as, binary=binary)
-    return resample_prediction(replace(prediction, geometry=prediction_grid), geometry)
+    return resample_prediction(replace(prediction, geometry=own_grid), geometry)
 
 
 def _grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry:

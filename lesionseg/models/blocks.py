@@ -53,7 +53,7 @@ class InstanceNorm(nn.Module):
             bias=self.bias,
             running_mean=None,
             running_var=None,
-            training=True,
+            training=True,  # computes the statistics from `x`
             momentum=0.0,
             eps=self.eps,
             cudnn_enabled=False,
@@ -130,9 +130,10 @@ class ResidualBlock(nn.Module):
         self.first = ConvBlock(dims, in_channels, out_channels, kernel=kernel, stride=stride)
         self.second = convolution(dims, out_channels, out_channels, kernel)
         self.norm = InstanceNorm(out_channels)
-        self.past = nn.Sequential()  # empty, the identity, if the shape does not change
+        # the skip connection; empty, so the identity, if the shape does not change
+        self.past = nn.Sequential()
         if any(s > 1 for s in stride):
-            self.past.append(AVERAGE[dims](tuple(stride), tuple(stride)))
+            self.past.append(AVERAGE[dims](kernel_size=tuple(stride), stride=tuple(stride)))
         if in_channels != out_channels:
             self.past.append(convolution(dims, in_channels, out_channels, (1,) * dims))
             self.past.append(InstanceNorm(out_channels))
@@ -163,6 +164,7 @@ class Stage(nn.Sequential):
         super().__init__()
         for _ in range(n_blocks):
             self.append(block(dims, in_channels, out_channels, kernel=kernel, stride=stride))
+            # only the first block changes the number of channels and the resolution
             in_channels = out_channels
             stride = (1,) * dims
 
@@ -184,7 +186,7 @@ def convolution(
         out_channels,
         kernel_size=tuple(kernel),
         stride=tuple(stride) or 1,
-        padding=tuple(k // 2 for k in kernel),
+        padding=tuple(k // 2 for k in kernel),  # half of the odd kernel on both sides
         bias=False,
     )
     initialise(layer)

@@ -60,23 +60,24 @@ def build_network(
         ConfigError: If neither `ARCHITECTURES` nor `architectures` contains the name.
         BundleError: If the plan names a class to import, and `architectures` does not allow it.
     """
-    table = {**ARCHITECTURES, **(architectures or {})}
+    known = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
-    if name not in table:
+    if name not in known:
         raise ConfigError(
             f"plan.architecture.name: the network {name!r} is unknown. Known are "
-            f"{', '.join(sorted(table))}.{suggest(name, table)} To read a bundle with your own "
+            f"{', '.join(sorted(known))}.{suggest(name, known)} To read a bundle with your own "
             "network, use Predictor(bundle, architectures={name: factory}) in Python."
         )
-    target = plan.architecture.network.get(TARGET)
+    target = plan.architecture.network.get(TARGET)  # a class outside of lesionseg, or None
     if target is not None and name not in (architectures or {}):
         raise BundleError(
             f"The bundle's network is defined outside of lesionseg: {target} would be imported. "
             "Add trust=true if you trust the author of the bundle."
         )
+    # restore the CPU's random state afterwards; no GPU draws random numbers here
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return table[name](plan)
+        return known[name](plan)
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
@@ -120,11 +121,12 @@ def build_with_weights(
         BundleError: If the plan names a class outside of lesionseg without trust.
     """
     name = plan.architecture.name
+    # the name is ours, and the caller does not replace our factory
     is_ours = name in HEADS and (architectures or {}).get(name) in (None, ARCHITECTURES[name])
     if is_ours and TARGET not in plan.architecture.network:
         with torch.device("meta"):
-            empty = build_network(plan)
-        empty.load_state_dict(weights, assign=True)  # compares the shapes, copies nothing
+            without_memory = build_network(plan)
+        without_memory.load_state_dict(weights, assign=True)  # compares the shapes, copies nothing
     network = build_network(plan, architectures=architectures)
     network.load_state_dict(weights)
     return network.eval()
@@ -224,4 +226,4 @@ def is_bf16_faster(cpu_info: str) -> bool:
     It is faster on processors with AMX, and on processors of AMD with avx512_bf16.
     """
     words = set(cpu_info.split())
-    return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
+    return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words  # contains both

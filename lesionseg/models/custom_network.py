@@ -53,7 +53,7 @@ class CustomNetwork(nn.Module):
         levels = as_levels(self.network(image), image.ndim, is_backbone=self.bias is None)
         if self.bias is None:
             return levels
-        bias = self.bias.reshape([-1] + [1] * (image.ndim - 2))
+        bias = self.bias.reshape([-1] + [1] * (image.ndim - 2))  # [K, 1, …], for all voxels
         return [level + bias for level in (levels if self.training else levels[:1])]
 
 
@@ -82,16 +82,17 @@ def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
     elif isinstance(output, list | tuple):
         levels = list(output)
     if not levels or not all(isinstance(x, Tensor) and x.ndim == ndim for x in levels):
-        seen = [list(getattr(x, "shape", [type(x)])) for x in levels]
+        # the shapes of tensors, and the types of other objects
+        shapes = [list(getattr(x, "shape", [type(x)])) for x in levels]
         if is_backbone:
             raise ConfigError(
-                f"model.backbone returns {seen}, not feature maps with {ndim - 2} spatial axes, "
+                f"model.backbone returns {shapes}, not feature maps with {ndim - 2} spatial axes, "
                 "[B, C, …]. Choose a class that returns a list of feature maps, or change its "
                 "arguments."
             )
         raise ConfigError(
-            f"model.network returns {seen}, not tensors [B, K, *tile]. Choose a class that returns "
-            "logits, or change its arguments."
+            f"model.network returns {shapes}, not tensors [B, K, *tile]. Choose a class that "
+            "returns logits, or change its arguments."
         )
     # Compare one axis: an export would turn a product of axes into a condition.
     return sorted(levels, key=lambda x: -x.shape[-1]) if len(levels) > 1 else levels
@@ -105,7 +106,13 @@ def custom_network(plan: Plan) -> CustomNetwork:
     """
     spec = plan.architecture.network
     n_inputs = len(plan.channel_names)
-    network = _construct("model.network", spec, n_inputs, n_logits(plan), plan.tile_shape)
+    network = _construct(
+        "model.network",
+        spec,
+        n_inputs=n_inputs,
+        n_outputs=n_logits(plan),
+        tile=plan.tile_shape,
+    )
     bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
     return CustomNetwork(network, bias)
 
@@ -123,7 +130,10 @@ def custom_backbone(
     Raises:
         ConfigError: If the class cannot be imported or constructed.
     """
-    return CustomNetwork(_construct("model.backbone", spec, n_channels, None, tile))
+    # without a bias, because the outputs are features
+    return CustomNetwork(
+        _construct("model.backbone", spec, n_inputs=n_channels, n_outputs=None, tile=tile)
+    )
 
 
 def _construct(
@@ -154,6 +164,7 @@ def _construct(
         (_TILE, tile),
     ):
         if value is not None:
+            # classes of different authors have different names for the same parameter
             filled |= {name: value for name in names if name in parameters}
     network = build_object({**filled, **spec}, where)
     if not isinstance(network, nn.Module):
@@ -232,7 +243,7 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
         "Set model.tile_shape to sides that it accepts, or correct the arguments model.network.…; "
         "only channels, axes and tile are filled in, by their usual names."
     )
-    for multiple in (1, 8, 16, 32, 64):
+    for multiple in (1, 8, 16, 32, 64):  # 1 leaves the sides unchanged
         tile = tuple(max(round(n / multiple), 1) * multiple for n in plan.tile_shape)
         rounded = plan.with_(tile_shape=tile)
         try:
@@ -355,17 +366,26 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
             "names."
         ) from error
     # strides from the tile to the tile itself and to each map
-    totals = (ones, *_strides_of(maps, tile, "Choose a backbone that pads its convolutions."))
-    strides = tuple(map(tuple, np.floor_divide(totals[1:], totals[:-1]).tolist()))
-    # the products differ from the totals if a division above had a remainder
-    if total_strides(strides) != totals[1:]:
+    cumulative = (
+        ones,
+        *_strides_of(maps, tile, "Choose a backbone that pads its convolutions."),
+    )
+    strides = tuple(map(tuple, np.floor_divide(cumulative[1:], cumulative[:-1]).tolist()))
+    # the products differ from `cumulative` if a division above had a remainder
+    if total_strides(strides) != cumulative[1:]:
         raise ConfigError(
-            f"model.backbone: maps with strides {totals[1:]} do not form a pyramid. Choose a "
+            f"model.backbone: maps with strides {cumulative[1:]} do not form a pyramid. Choose a "
             "backbone in which each stride is a multiple of the one before."
         )
     features = tuple(int(x.shape[1]) for x in maps)
-    kernels = ((3,) * dims,) * len(maps)
-    return Architecture(name, features, strides, kernels, n_supervised=1, network=spec)
+    return Architecture(
+        name=name,
+        features=features,
+        strides=strides,
+        kernels=((3,) * dims,) * len(maps),  # of our decoder
+        n_supervised=1,
+        network=spec,
+    )
 
 
 def _run_network(
@@ -392,7 +412,7 @@ def _run_network(
     except Exception:  # an operation that the meta device lacks, or a tile that does not fit
         if device == "cpu":
             raise
-        return _run_network(make, n_channels, tile, "cpu")
+        return _run_network(make, n_channels, tile, device="cpu")
     return outputs
 
 
@@ -404,7 +424,7 @@ def _strides_of(
     Raise `ConfigError` if a side of the tile is not a multiple of the output's side. The text
     `remedy` is the end of the message.
     """
-    shapes = [tuple(x.shape[2:]) for x in outputs]
+    shapes = [tuple(x.shape[2:]) for x in outputs]  # without batch and channels
     if np.remainder(tile, shapes).any():
         raise ConfigError(
             f"The network's outputs {shapes} do not divide a tile of {list(tile)}. {remedy}"

@@ -32,6 +32,7 @@ class SegmentationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.block = tuple(block) or (1,) * dims
+        # the bias of each label, once for each voxel of a block (`depth_to_space`)
         biases = torch.tensor(list(bias)).repeat_interleave(prod(self.block))
         self.conv = CONV[dims](in_channels, len(biases), kernel_size=1)
         if not self.conv.weight.is_meta:  # as in `blocks.initialise`
@@ -50,7 +51,7 @@ class SegmentationHead(nn.Module):
             # vectorised (at 2 × 16 × 64³ and two cores 27 ms forward and 73 ms backward, in a step
             # of 900 ms). The product over the last axis gives a channels-last gradient, like `x`:
             # 11 ms instead of 38 ms.
-            weight = self.conv.weight.flatten(1)
+            weight = self.conv.weight.flatten(1)  # [outputs, inputs], as the kernel has size 1
             logits = functional.linear(x.movedim(1, -1), weight, self.conv.bias)
             return depth_to_space(logits.movedim(-1, 1), self.block)
 
@@ -129,15 +130,17 @@ class DetectionHead(nn.Module):
     ) -> None:
         super().__init__()
         width = anchors.width
-        n = anchors.n_shapes
+        n_shapes = anchors.n_shapes  # anchors per voxel of a level
         self.n_labels = n_labels
         self.n_coordinates = 2 * dims
         self.laterals = nn.ModuleList(convolution(dims, c, width, (1,) * dims) for c in channels)
         self.class_tower = _build_tower(dims, width, anchors.depth)
         self.box_tower = _build_tower(dims, width, anchors.depth)
-        (bias,) = prior_bias(anchors.prior, 1, "sigmoid")  # the same for each label
-        self.classes = SegmentationHead(dims, width, [bias] * (n * n_labels))
-        self.boxes = SegmentationHead(dims, width, [0.0] * (n * self.n_coordinates))
+        # each label of an anchor starts at the prior, whatever the number of labels
+        (bias,) = prior_bias(anchors.prior, n_labels=1, activation="sigmoid")
+        self.classes = SegmentationHead(dims, width, [bias] * (n_shapes * n_labels))
+        # with a bias of 0, boxes start near their anchors
+        self.boxes = SegmentationHead(dims, width, [0.0] * (n_shapes * self.n_coordinates))
 
     def forward(
         self, pyramid: Sequence[Tensor]
@@ -164,7 +167,8 @@ def _apply_by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
     Returns:
         An array `[B, anchors, n_values]`. The anchors of a voxel follow each other.
     """
-    # An export would treat len(x) as a constant.
+    # [B, channels, voxels], then [B, voxels, channels], then [B, anchors, values]. `x.shape[0]`,
+    # because an export would treat len(x) as a constant.
     result: Tensor = last(x).flatten(2).transpose(1, 2).reshape(x.shape[0], -1, n_values)
     return result
 
@@ -176,7 +180,7 @@ def _build_tower(dims: int, width: int, depth: int) -> nn.Sequential:
     """
     steps: list[nn.Module] = []
     for _ in range(depth):
-        norm = GroupNorm(min(_GROUPS, width), width)
+        norm = GroupNorm(num_groups=min(_GROUPS, width), num_channels=width)
         steps += [convolution(dims, width, width, (3,) * dims), norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*steps)
 

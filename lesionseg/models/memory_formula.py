@@ -56,6 +56,7 @@ def tensors_gb(plan: Plan) -> float:
         plan = plan.with_(architecture=architecture)
     with torch.device("meta"):
         n_weights = sum(p.numel() for p in build_network(plan, architectures=TRUSTED).parameters())
+    # the channels in fp32 and their copy in half precision, and the masks
     bytes_per_voxel: float = len(plan.channel_names) * (FULL + HALF) + MASK_BYTES
     bytes_per_voxel += sum(_encoder_bytes(architecture)) + sum(_decoder_bytes(plan))
     if plan.has_voxels:
@@ -67,12 +68,12 @@ def tensors_gb(plan: Plan) -> float:
 
 def _voxel_fractions(architecture: Architecture) -> list[float]:
     """Return, for each stage, the number of voxels of its map divided by the image's number."""
-    shares = []
-    share = 1.0
+    fractions = []
+    fraction = 1.0
     for stride in architecture.strides:
-        share /= prod(stride)
-        shares.append(share)
-    return shares
+        fraction /= prod(stride)
+        fractions.append(fraction)
+    return fractions
 
 
 def _block_bytes(features: int) -> int:
@@ -90,21 +91,23 @@ def _encoder_bytes(architecture: Architecture) -> list[float]:
     A residual encoder (`encoder_blocks`) has two convolutions per block, a stem and skip
     connections.
     """
-    found = []
-    before = architecture.features[0]
+    stage_bytes = []
+    previous_features = architecture.features[0]
     for stage, (features, share) in enumerate(
         zip(architecture.features, _voxel_fractions(architecture), strict=True)
     ):
         n_bytes = architecture.blocks * _block_bytes(features)
         if architecture.encoder_blocks:
+            # two convolutions per block
             n_bytes = 2 * architecture.encoder_blocks[stage] * _block_bytes(features)
             if stage == 0:
                 n_bytes += _block_bytes(features)  # the stem
             else:
-                n_bytes += HALF * (before + features)  # the skip connection of the first block
-        found.append(share * n_bytes)
-        before = features
-    return found
+                # the skip connection of the first block
+                n_bytes += HALF * (previous_features + features)
+        stage_bytes.append(share * n_bytes)
+        previous_features = features
+    return stage_bytes
 
 
 def _decoder_bytes(plan: Plan) -> list[float]:
@@ -116,11 +119,11 @@ def _decoder_bytes(plan: Plan) -> list[float]:
     # the decoder of a RetinaNet ends at the finest stage with anchors
     first = plan.anchors.stages[0] if plan.anchors is not None and not plan.has_voxels else 0
     stages = list(zip(architecture.features, _voxel_fractions(architecture), strict=True))[first:-1]
-    found = []
+    stage_bytes = []
     for features, share in stages:
         concatenated = 2 * HALF * features  # the upsampled map and that of the encoder
-        found.append(share * (concatenated + architecture.blocks * _block_bytes(features)))
-    return found
+        stage_bytes.append(share * (concatenated + architecture.blocks * _block_bytes(features)))
+    return stage_bytes
 
 
 def _heads_bytes(plan: Plan) -> float:
@@ -133,12 +136,13 @@ def _heads_bytes(plan: Plan) -> float:
       fp32. The inputs of the coarser heads have gradients in half precision.
     """
     architecture = plan.architecture
-    widths = [
+    # features of each stage, per voxel of the image
+    features_per_voxel = [
         f * share
         for f, share in zip(architecture.features, _voxel_fractions(architecture), strict=True)
     ]
-    finest = widths[0]
-    coarser = widths[1 : architecture.n_supervised]
+    finest = features_per_voxel[0]
+    coarser = features_per_voxel[1 : architecture.n_supervised]
     loss = FULL * (finest + sum(coarser)) + LOSS_BYTES * n_logits(plan)
     return max(loss, 2 * FULL * finest + HALF * sum(coarser) + GRADIENT_BYTES * n_logits(plan))
 
@@ -153,8 +157,10 @@ def _detector_bytes(plan: Plan) -> list[float]:
     if anchors is None:
         return []
     shares: Sequence[float] = _voxel_fractions(plan.architecture)
+    # numbers per voxel of a level: one score per label and the coordinates of each anchor
     outputs = anchors.n_shapes * (len(plan.labels.lesion_names) + 2 * plan.dims)
     # the last layer of a tower has its input in fp32
     tower = anchors.depth * _block_bytes(anchors.width) + FULL * anchors.width
+    # the lateral convolution, the towers of classes and of boxes, and the outputs
     level = HALF * anchors.width + 2 * tower + ANCHOR_BYTES * outputs
     return [shares[stage] * level for stage in anchors.stages]

@@ -107,13 +107,13 @@ def read_nnunet_checkpoint(source: Path | BinaryIO, where: str | None = None) ->
     theirs = unwrap_weights(content)
     weights, unknown = rename_weights(theirs)
     if not any(name in weights for name in FIRST):
-        seen = ", ".join([*theirs][:3]) or "no tensor"
+        names = ", ".join([*theirs][:3]) or "no tensor"
         raise BundleError(
-            f"{where}: contains no U-Net of nnU-Net v2, but {seen}. Give a checkpoint of nnU-Net, "
-            "or one of nnssl whose network is a ResEnc (not a Primus). To score another network, "
-            "predict with nnU-Net and give its probabilities to evaluate."
+            f"{where}: contains no U-Net of nnU-Net v2, but {names}. Give a checkpoint of "
+            "nnU-Net, or one of nnssl whose network is a ResEnc (not a Primus). To score another "
+            "network, predict with nnU-Net and give its probabilities to evaluate."
         )
-    options = _dict_within(content, "init_args")
+    init_args = _dict_within(content, "init_args")
     axes = content.get("inference_allowed_mirroring_axes") or ()
     if not isinstance(axes, tuple | list) or not all(isinstance(axis, int) for axis in axes):
         raise BundleError(
@@ -125,9 +125,9 @@ def read_nnunet_checkpoint(source: Path | BinaryIO, where: str | None = None) ->
         weights=weights,
         unknown=tuple(unknown),
         trainer=str(content.get("trainer_name") or ""),
-        configuration=str(options.get("configuration") or ""),
+        configuration=str(init_args.get("configuration") or ""),
         mirror_axes=tuple(axes),
-        channel_names=_find_channel_names(_dict_within(options, "dataset_json")),
+        channel_names=_find_channel_names(_dict_within(init_args, "dataset_json")),
         is_resenc_l=pretraining.get("arch_class_name") == "ResEncL",
     )
 
@@ -148,8 +148,8 @@ def _find_channel_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     "modality". Return an empty tuple if there are no names, or if the numbers do not begin at 0 or
     are not consecutive.
     """
-    given = _dict_within(dataset, "channel_names") or _dict_within(dataset, "modality")
-    name_of_number = {str(number): str(name) for number, name in given.items()}
+    entries = _dict_within(dataset, "channel_names") or _dict_within(dataset, "modality")
+    name_of_number = {str(number): str(name) for number, name in entries.items()}
     numbers = [str(number) for number in range(len(name_of_number))]
     if set(numbers) != set(name_of_number):
         return ()
@@ -170,7 +170,8 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     Raises:
         BundleError: If the file is missing or damaged, or contains objects that may run code.
     """
-    # nnU-Net's log contains numpy scalars, which numpy pickles as a call of this function
+    # Besides what torch allows, numpy's scalars and their types: nnU-Net's log contains scalars,
+    # which numpy pickles as a call of this function.
     scalar: Any = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.dtype]
     allowed += {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
@@ -179,14 +180,14 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     allowed.append((scalar, "numpy._core.multiarray.scalar"))
     try:
         with torch.serialization.safe_globals(allowed):
-            read: Any = torch.load(source, map_location="cpu", weights_only=True)
+            saved: Any = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # the class that torch refused to load
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # the class that torch refused to load
         raise BundleError(
             f"{where} was not read, because it may run code: it "
-            f"{'contains' if named else 'is damaged, or contains'} more than tensors and numbers"
-            f"{f' ({named[1]})' if named else ''}. If you trust its author, save only its weights: "
-            "torch.save({'network_weights': torch.load(FILE, "
+            f"{'contains' if refused else 'is damaged, or contains'} more than tensors and numbers"
+            f"{f' ({refused[1]})' if refused else ''}. If you trust its author, save only its "
+            "weights: torch.save({'network_weights': torch.load(FILE, "
             "weights_only=False)['network_weights']}, NEW)."
         ) from error
     except Exception as error:  # a damaged pickle may raise any type, such as KeyError
@@ -195,7 +196,7 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
             f"The checkpoint {where} cannot be read ({reason}). Check the path, or copy the file "
             "again."
         ) from error
-    return read if isinstance(read, Mapping) else {}
+    return saved if isinstance(saved, Mapping) else {}
 
 
 def unwrap_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -224,20 +225,20 @@ def rename_weights(theirs: Weights) -> tuple[dict[str, Tensor], list[str]]:
     Returns:
         The tensors by our names, and the names of the tensors that our U-Net does not have.
     """
-    last = _finest_decoder_stage(theirs)
+    finest_stage = _finest_decoder_stage(theirs)
     weights: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in theirs.items():
-        # Numbered layers are those that run, and replace the named ones before them. In nnssl's
-        # SparK encoders, the named ones are other layers, which were never trained.
-        once = re.sub(r"^decoder\.encoder\.", "encoder.", name)
-        part, _, kind = _TWICE.sub(_layer_name, once).rpartition(".")
-        ours = _our_name(part, last)
-        if not ours or kind not in ("weight", "bias"):
+        # Numbered layers are those that run, and replace the layers listed by name before them. In
+        # nnssl's SparK encoders, the latter are other layers, which were never trained.
+        listed_once = re.sub(r"^decoder\.encoder\.", "encoder.", name)
+        layer, _, parameter = _TWICE.sub(_layer_name, listed_once).rpartition(".")
+        ours = _our_name(layer, finest_stage)
+        if not ours or parameter not in ("weight", "bias"):
             unknown.append(name)
         # our convolutions before a norm have no bias, because the norm would remove it
-        elif kind == "weight" or "norm" in part or ours.startswith(_BIASED):
-            weights[f"{ours}.{kind}"] = tensor
+        elif parameter == "weight" or "norm" in layer or ours.startswith(_BIASED):
+            weights[f"{ours}.{parameter}"] = tensor
     return weights, unknown
 
 
@@ -259,20 +260,21 @@ def _finest_decoder_stage(theirs: Weights) -> int:
     return max(map(int, stages), default=0)
 
 
-def _our_name(part: str, last: int) -> str:
+def _our_name(layer: str, finest_stage: int) -> str:
     """Convert nnU-Net's name of a layer to our name; "" if our U-Net does not have the layer.
 
     Args:
-        part: nnU-Net's name of the layer, such as "decoder.stages.0.convs.0.conv".
-        last: The result of `_finest_decoder_stage`.
+        layer: nnU-Net's name of the layer, such as "decoder.stages.0.convs.0.conv".
+        finest_stage: The result of `_finest_decoder_stage`.
     """
     for pattern, ours in _NAMES:
-        match = re.fullmatch(pattern, part)
+        match = re.fullmatch(pattern, layer)
         if match is None:
             continue
         name = match.expand(ours)
+        # N is the stage of the decoder: we count from the finest, nnU-Net from the coarsest
         if "N" in name:
-            name = name.replace("N", str(last - int(match[1])))
+            name = name.replace("N", str(finest_stage - int(match[1])))
         return name
     return ""
 
@@ -302,22 +304,22 @@ def architecture_of(
     # the first convolution of each stage, and the transposed convolutions between the stages
     first = _numbered_weights(weights, f"encoder.stages.{{}}.0.{conv}")
     ups = _numbered_weights(weights, "decoder.ups.{}.weight")
-    n = len(first)
+    n_stages = len(first)
     encoder_depths = [
-        len(_numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")) for i in range(n)
+        len(_numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")) for i in range(n_stages)
     ]
     decoder_depths = {
         len(_numbered_weights(weights, f"decoder.stages.{i}.{{}}.conv.weight"))
-        for i in range(n - 1)
+        for i in range(n_stages - 1)
     }
     # the kernel of a transposed convolution is its stride
     strides = [tuple(weight.shape[2:]) for weight in ups]
     if is_resenc_l and not ups:  # contrastive pretraining has no decoder
-        strides = [_RESENC_L_STRIDE] * (n - 1)
-        decoder_depths = {1}
+        strides = [_RESENC_L_STRIDE] * (n_stages - 1)
+        decoder_depths = {1}  # the preset has one block per stage of the decoder
     # our U-Net has the same number of blocks in all stages, except in a residual encoder
     depths = decoder_depths if residual else {*decoder_depths, *encoder_depths}
-    if len(strides) != n - 1 or len(depths) != 1:
+    if len(strides) != n_stages - 1 or len(depths) != 1:
         raise BundleError(
             f"{where}: our U-Net cannot have {encoder_depths} blocks in the encoder, "
             f"{sorted(decoder_depths)} in the decoder's stages, and {len(ups)} transposed "
@@ -331,7 +333,7 @@ def architecture_of(
         strides=((1,) * dims, *strides),
         kernels=tuple(tuple(weight.shape[2:]) for weight in first),
         blocks=depths.pop(),
-        n_supervised=max(n - 2, 1),  # as in nnU-Net, all resolutions except the two coarsest
+        n_supervised=max(n_stages - 2, 1),  # as in nnU-Net, all resolutions except the two coarsest
         encoder_blocks=tuple(encoder_depths) if residual else (),
         layout="nnunet",
     )
@@ -349,11 +351,11 @@ def _require_backbone(residual: bool, name: str, where: str) -> None:
         ConfigError: If one backbone is residual and the other one is plain.
     """
     kind = "residual_unet" if residual else "plain"
-    wanted = backbone_kind(name)
-    if kind != wanted:
+    network_kind = backbone_kind(name)
+    if kind != network_kind:
         raise ConfigError(
-            f"model.init_from: {where} has a {kind} backbone, the network has a {wanted} one. Set "
-            f"model={'residual_unet' if residual else 'unet'}."
+            f"model.init_from: {where} has a {kind} backbone, the network has a {network_kind} "
+            f"one. Set model={'residual_unet' if residual else 'unet'}."
         )
 
 
@@ -364,7 +366,7 @@ def _numbered_weights(weights: Weights, pattern: str) -> list[Tensor]:
     gives the weights `decoder.ups.0.weight`, `decoder.ups.1.weight` and so on, until a name does
     not exist.
     """
-    found: list[Tensor] = []
-    while (name := pattern.format(len(found))) in weights:
-        found.append(weights[name])
-    return found
+    numbered: list[Tensor] = []
+    while (name := pattern.format(len(numbered))) in weights:
+        numbered.append(weights[name])
+    return numbered

@@ -35,13 +35,15 @@ class RetinaNet(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder or Encoder(dims, in_channels, architecture)
+        # the stage at which the decoder ends: a Retina U-Net (with `bias`) needs the finest one
         self.finest = 0 if bias else anchors.stages[0]
+        # the stages with anchors, counted from the end of the decoder
         self.stages = tuple(stage - self.finest for stage in anchors.stages)
-        self.decoder = Decoder(dims, architecture, self.finest)
+        self.decoder = Decoder(dims, architecture, first=self.finest)
         channels = self.decoder.channels
         self.head = DetectionHead(dims, [channels[s] for s in self.stages], n_labels, anchors)
         if bias:
-            block = architecture.strides[0]
+            block = architecture.strides[0]  # not 1 if a backbone's finest map is coarser
             widths = channels[: architecture.n_supervised]
             heads = [SegmentationHead(dims, width, bias, block) for width in widths]
             self.segmentation = nn.ModuleList(heads)
@@ -53,8 +55,9 @@ class RetinaNet(nn.Module):
         heads = list(getattr(self, "segmentation", ()))  # a RetinaNet has none
         if not self.training:
             heads = heads[:1]  # only the finest logits
+        # the coarser maps have no head
         voxels = tuple(head(x) for head, x in zip(heads, pyramid, strict=False))
-        return DetectorOutput(logits, deltas, voxels)
+        return DetectorOutput(class_logits=logits, box_deltas=deltas, segmentation=voxels)
 
 
 def detector(plan: Plan) -> RetinaNet:

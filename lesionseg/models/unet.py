@@ -37,7 +37,7 @@ class Encoder(nn.Module):
             self.stem = ConvBlock(
                 dims, in_channels, channels_before, kernel=kernels[0], stride=ones
             )
-        strides = (ones, *architecture.strides[1:])
+        strides = (ones, *architecture.strides[1:])  # the first stage has the image's resolution
         n_blocks = architecture.encoder_blocks or (architecture.blocks,) * n
         self.stages = nn.ModuleList()
         for i, channels in enumerate(self.channels):
@@ -89,10 +89,11 @@ class Decoder(nn.Module):
         for wide, narrow, stride in zip(
             coarse, fine, architecture.strides[first + 1 :], strict=True
         ):
-            bias = architecture.layout == "nnunet"
+            bias = architecture.layout == "nnunet"  # nnU-Net's transposed convolutions have one
             up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
             initialise(up)
             self.ups.append(up)
+        # a stage gets the upsampled map and that of the encoder, so twice its width
         self.stages = nn.ModuleList(
             Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
             for width, kernel in zip(fine, architecture.kernels[first:-1], strict=True)
@@ -141,7 +142,7 @@ class UNet(nn.Module):
         heads = [SegmentationHead(dims, width, bias) for width in widths]
         if architecture.layout == "nnunet":
             for head in heads:
-                initialise(head.conv)
+                initialise(head.conv)  # as in nnU-Net, whose biases start at 0, not at `bias`
         self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
@@ -151,13 +152,15 @@ class UNet(nn.Module):
         """
         features = self.decoder(self.encoder(image))
         heads = list(self.heads) if self.training else [self.heads[0]]
+        # the coarser maps have no head
         return [head(x) for head, x in zip(heads, features, strict=False)]
 
 
 def unet(plan: Plan) -> UNet:
     """Build the U-Net that `plan` describes, with initial weights.
 
-    The first predictions of its heads are the plan's lesion fraction. The number of spatial axes is
+    The first predictions of its heads are the plan's lesion fraction, except in nnU-Net's layout,
+    in which biases start at 0. The number of spatial axes is
     the length of the architecture's strides, not `plan.dims`, because a 2-D network of nnU-Net
     segments the slices of 3-D scans.
     """

@@ -89,7 +89,7 @@ def transfer_weights(
         network,
         before.state_dict(),
         reasons,
-        first=getattr(before, "finest", 0),
+        first=getattr(before, "finest", 0),  # only detectors have `finest`
         channels=plan.channel_names,
         channels_before=plan_before.channel_names,
     )
@@ -121,35 +121,35 @@ def transfer_tensors(
         The names of the copied tensors, of the tensors that keep their initial values, and of the
         tensors of `before` that were not copied.
     """
-    # names in `before`, by the name that both networks share: decoders may end at different stages,
-    # so their stages are counted from the finest one
+    # Names in `before` that are not copied yet, by the name that both networks share. Decoders may
+    # end at different stages, so their stages are counted from the encoder's finest one.
     unused = {_shared_name(name, first): name for name in before}
     copied: list[str] = []
     fresh: list[str] = []
-    why: set[str] = set()
+    head_reasons: set[str] = set()
     adapted = ""
     for name, tensor in network.state_dict().items():
-        shared = _shared_name(name, getattr(network, "finest", 0))
-        part = shared.partition(".")[0]  # of a head, this is its kind
-        value = before[unused[shared]] if shared in unused else None
-        words = ""
-        if shared in FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
-            value, words = adapt_channels(value, tensor.shape[1], channels, channels_before)
-        if part in reasons:
+        shared_name = _shared_name(name, getattr(network, "finest", 0))
+        module = shared_name.partition(".")[0]  # of a head, this is its kind
+        value = before[unused[shared_name]] if shared_name in unused else None
+        change = ""
+        if shared_name in FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
+            value, change = adapt_channels(value, tensor.shape[1], channels, channels_before)
+        if module in reasons:
             fresh.append(name)
-            why.add(reasons[part])
+            head_reasons.add(reasons[module])
         elif value is None or value.shape != tensor.shape:
             fresh.append(name)
         else:
-            tensor.copy_(value)
-            adapted = adapted or words
+            tensor.copy_(value)  # `state_dict` shares its memory with the network
+            adapted = adapted or change
             copied.append(name)
-            del unused[shared]
+            del unused[shared_name]
     return Transfer(
         copied=tuple(copied),
         fresh=tuple(fresh),
         unused=tuple(unused.values()),
-        why_fresh="; ".join(sorted(why)),
+        why_fresh="; ".join(sorted(head_reasons)),
         adapted=adapted,
     )
 
@@ -186,8 +186,10 @@ def adapt_channels(
         matches = (None,) * n_channels
     if matches == tuple(range(n_before)):
         return weight, ""
-    mean = weight.mean(dim=1) * (n_before / n_channels)
-    columns = [mean if source is None else weight[:, source] for source in matches]
+    scaled_mean = weight.mean(dim=1) * (n_before / n_channels)
+    columns = [
+        scaled_mean if old_channel is None else weight[:, old_channel] for old_channel in matches
+    ]
     return torch.stack(columns, dim=1), _describe_channels(matches, n_before, names)
 
 
@@ -200,13 +202,13 @@ def _describe_channels(matches: Sequence[int | None], n_before: int, names: Sequ
         n_before: Number of old channels.
         names: Names of the new channels; empty if they are not known.
     """
-    if set(matches) == set(range(n_before)):
+    if set(matches) == set(range(n_before)):  # the same channels, in another order
         return f"the first convolution has its channels in the new order {', '.join(names)}"
-    kept = [names[i] for i, source in enumerate(matches) if source is not None]
-    words = f"the first convolution had {count(n_before, 'channel')} and has {len(matches)}: "
-    words += f"{', '.join(kept)} kept, the rest " if kept else "all "
-    words += "set to the mean of the old ones" if None in matches else "left out"
-    return words
+    copied_names = [names[i] for i, source in enumerate(matches) if source is not None]
+    text = f"the first convolution had {count(n_before, 'channel')} and has {len(matches)}: "
+    text += f"{', '.join(copied_names)} kept, the rest " if copied_names else "all "
+    text += "set to the mean of the old ones" if None in matches else "left out"
+    return text
 
 
 def give_all_heads(reason: str) -> dict[str, str]:
@@ -225,10 +227,10 @@ def _shared_name(name: str, first: int) -> str:
         name: Name of the tensor in its network.
         first: The stage of the encoder at which the network's decoder ends.
     """
-    part, _, rest = name.partition(".")
-    if part in _HEADS:
-        return f"{_HEADS[part]}.{rest}"
-    if part == "decoder" and first:
+    module, _, rest = name.partition(".")
+    if module in _HEADS:
+        return f"{_HEADS[module]}.{rest}"
+    if module == "decoder" and first:
         kind, number, inner = rest.split(".", 2)
         return f"decoder.{kind}.{int(number) + first}.{inner}"
     return name

@@ -103,7 +103,7 @@ class ExportedNetwork(nn.Module):
         plan = bundle.plan
         self.networks = nn.ModuleList(network.eval() for network in bundle.networks)
         self._plan = plan
-        self.anchors: Tensor
+        self.anchors: Tensor  # only of detectors; a buffer, which the exported file contains
         if plan.anchors is not None:
             self.register_buffer("anchors", grid_anchors(plan.anchor_levels))
 
@@ -114,11 +114,12 @@ class ExportedNetwork(nn.Module):
         """
         plan = self._plan
         outputs = [network(image) for network in self.networks]
+        # a segmentation network returns a list of logits, the finest first
         if plan.nnunet is not None:
             return torch.stack([levels[0] for levels in outputs]).mean(0)
         if plan.anchors is None:
-            each = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
-            return each.mean(0)
+            of_networks = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
+            return of_networks.mean(0)
         (output,) = outputs  # `trace` rejects several detectors
         boxes = decode_boxes(output.box_deltas, self.anchors)
         detections = (box_scores(output.class_logits, plan), boxes)
@@ -144,10 +145,11 @@ def trace(bundle: Bundle) -> ExportedProgram:
     network = ExportedNetwork(bundle).float()
     # two tiles, because torch would treat a batch size of 1 as a constant
     example = torch.zeros((2, len(bundle.plan.channel_names), *network_tile(bundle.plan)))
-    free = {INPUT: {0: torch.export.Dim("batch")}}
+    # axis 0 of the image may have any length
+    dynamic_axes = {INPUT: {0: torch.export.Dim("batch")}}
     try:
         with torch.no_grad(), _hide_warnings():
-            return torch.export.export(network, (example,), dynamic_shapes=free)
+            return torch.export.export(network, (example,), dynamic_shapes=dynamic_axes)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{bundle.plan.architecture.name}: the network cannot be exported "
@@ -206,9 +208,9 @@ def write_onnx(
         raise ConfigError(f"format=onnx: {error}. {pip_install('export')}") from error
     try:
         with _hide_warnings():
-            written: Any = torch.onnx.export(
+            onnx_program: Any = torch.onnx.export(
                 program,
-                dynamo=True,
+                dynamo=True,  # the exporter for programs of torch.export
                 opset_version=opset,
                 input_names=[INPUT],
                 output_names=list(outputs),
@@ -220,7 +222,7 @@ def write_onnx(
         raise ConfigError(
             f"opset={opset}: ONNX cannot be written ({str(error).splitlines()[0]}). Use {advice}."
         ) from error
-    written.save(path, external_data=False)
+    onnx_program.save(path, external_data=False)  # graph and weights in one file
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -235,10 +237,10 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
     """Describe an ONNX file for other programs: input, output, and lesionseg's steps around it.
 
     The result is the content of `model.json`. It contains plan and selection, and the default
-    overlap of tiles. A program that shall give the same candidates also needs parts of the source
-    code: the mask of the body (`body`), the search for candidates (`candidates`, with `TOP_VOXELS`
-    and `PROMINENCE`), the lower scores of boxes that an edge of a tile cuts, and the fusion of
-    voxels and boxes (both in `box_candidates`).
+    overlap of tiles. Another program that must find the same candidates also needs parts of the
+    source code: the mask of the body (`body`), the search for candidates (`candidates`, with
+    `TOP_VOXELS` and `PROMINENCE`), the lower scores of boxes that an edge of a tile cuts, and the
+    fusion of voxels and boxes (both in `box_candidates`).
 
     Args:
         bundle: The exported bundle.
@@ -333,14 +335,16 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     shape = (1, len(plan.channel_names), *network_tile(plan))
     tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        own = _to_arrays(ExportedNetwork(bundle)(torch.from_numpy(tiles)))
-    theirs = run(tiles)
+        expected_outputs = _to_arrays(ExportedNetwork(bundle)(torch.from_numpy(tiles)))
+    exported_outputs = run(tiles)
     if plan.nnunet is not None:
-        own = _convert_to_probabilities(own, plan)
-        theirs = _convert_to_probabilities(theirs, plan)
+        expected_outputs = _convert_to_probabilities(expected_outputs, plan)
+        exported_outputs = _convert_to_probabilities(exported_outputs, plan)
     differences = []
-    log_odds = [0.0]
-    for name, exported, expected in zip(output_names(plan), theirs, own, strict=True):
+    log_odds = [0.0]  # differences of log-odds
+    for name, exported, expected in zip(
+        output_names(plan), exported_outputs, expected_outputs, strict=True
+    ):
         scale = max(shape[2:]) if name == BOXES_OUTPUT else 1
         differences.append(np.abs(exported - expected).max() / scale)
         if name != BOXES_OUTPUT:
@@ -468,6 +472,7 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
     ending = suffix  # of the first channel's file, whose path is f in the expression `files`
     files = "f"
     if n_channels > 1 and not _is_in_colour(plan):
+        # f with the number of each channel in the place of 0000
         ending = f"_0000{suffix}"
         files = (
             f"[f'_{{c:04d}}{suffix}'.join(f.rsplit('{ending}', 1)) for c in range({n_channels})]"
@@ -492,14 +497,17 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
         "data": f"$[{{'image': {files}}} for f in @images]",
         "network_def": "$move_to_device_pass("
         f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
-        **{f"normalise_{c}": _normalisation_text(one) for c, one in enumerate(plan.normalisation)},
+        **{
+            f"normalise_{c}": _normalisation_text(scheme)
+            for c, scheme in enumerate(plan.normalisation)
+        },
         "preprocessing": _config_entry("Compose", transforms=_preprocessing(plan)),
         "dataset": _config_entry("Dataset", data="@data", transform="@preprocessing"),
         "inferer": _config_entry(
             "SlidingWindowInferer",
             roi_size=list(plan.tile_shape),
             sw_batch_size=1,
-            overlap=0.5,
+            overlap=0.5,  # the default of lesionseg
             mode="gaussian",
         ),
         "postprocessing": _config_entry("Compose", transforms=_postprocessing(plan, calibration)),
@@ -614,6 +622,7 @@ def _value_range(channels: Sequence[Normalisation]) -> list[float]:
         for limit in (channel.lower, channel.upper)
         if channel.scheme == "dataset" and limit is not None
     ]
+    # both ends of all channels must be known
     return [min(ends), max(ends)] if len(ends) == 2 * len(channels) else []
 
 
@@ -644,8 +653,10 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     # orient the axes, and resample to the plan's grid
     grid: str | None = _GRID.format(spacing=list(plan.spacing_mm))
     if plan.dims == 2:
+        # PILReader gives [C, columns, rows]
         steps.append(_config_entry("Transposed", keys="image", indices=[0, 2, 1]))
         pixels = _spacing_in_pixels(plan)
+        # a picture of the plan's pixel size is not resampled
         grid = None if set(pixels) == {1.0} else _PIXEL_GRID.format(pixels=pixels)
     else:
         steps.append(_config_entry("Orientationd", keys="image", axcodes="SAR", labels=_RAS))
@@ -662,13 +673,13 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
                 dtype=float32,
             ),
         ]
-    # normalise each channel
+    # normalise each channel by the entry `normalise_<c>` of the configuration
     channels = ", ".join(f"@normalise_{c}(t[{c}])" for c in range(len(plan.channel_names)))
-    normalise = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
-    function = f"$lambda x: MetaTensor({normalise}).copy_meta_from(x)"
+    stacked = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
+    normalise_all = f"$lambda x: MetaTensor({stacked}).copy_meta_from(x)"
     return [
         *steps,
-        _config_entry("Lambdad", keys="image", func=function),
+        _config_entry("Lambdad", keys="image", func=normalise_all),
         *map(dict, plan.prepare_extra),
     ]
 
@@ -755,31 +766,32 @@ def _normalisation_text(scheme: Normalisation) -> str:
     """
     if scheme.scheme == "dataset":
         return f"$lambda v: ({_clip_text(scheme)} - {scheme.mean!r}) / {scheme.std!r}"
-    # c: the clipped tensor, i: the voxels whose mean m and standard deviation s are used
-    standard = (
+    # c: the clipped tensor, i: the voxels whose mean m and standard deviation s are used. A
+    # standard deviation of rounding errors counts as 1.
+    zscore_text = (
         "(lambda c, m, s: (c - m) / (s if s > 1e-6 * abs(m) else 1.0))"
         "({c}, *(lambda i: (float(i.mean()), float(i.std(correction=0))) "
         "if i.numel() else (0.0, 0.0))({inside}.double()))"
     )
     if scheme.scheme == "zscore":
         clipped = _clip_text(scheme)
-        text = standard.replace("{c}", clipped).replace("{inside}", f"{clipped}[v != 0]")
-        return f"$lambda v: {text}"
-    text = standard.replace("{c}", "c").replace("{inside}", "c")
+        function = zscore_text.replace("{c}", clipped).replace("{inside}", f"{clipped}[v != 0]")
+        return f"$lambda v: {function}"
+    function = zscore_text.replace("{c}", "c").replace("{inside}", "c")
     # percentiles of at most 2²² voxels
     limits = "np.percentile(v.flatten()[:: -(-v.numel() // (1 << 22))].numpy(), (0.5, 99.5))"
-    by_range = f"(lambda c: {text})(v.clamp(*map(float, {limits})))"
+    by_range = f"(lambda c: {function})(v.clamp(*map(float, {limits})))"
     if scheme.scheme == "range":
         return f"$lambda v: {by_range}"
-    mean = "t.numpy()"
-    for _ in range(3):
-        mean = f"uniform_filter({mean}, {window_of(scheme.sigma)})"
+    local_mean = "t.numpy()"
+    for _ in range(3):  # three box filters approximate a Gaussian
+        local_mean = f"uniform_filter({local_mean}, {window_of(scheme.sigma)})"
     # n: the tensor scaled by its range, mean: the local mean
     local = (
         "(lambda n, mean: n + (n - mean(n)) / "
         f"((mean(n * n) - mean(n) ** 2).clamp(min=0).sqrt() + {LOCAL_STD_FLOOR}))"
     )
-    return f"$lambda v: {local}({by_range}, lambda t: torch.as_tensor({mean}))"
+    return f"$lambda v: {local}({by_range}, lambda t: torch.as_tensor({local_mean}))"
 
 
 def _clip_text(scheme: Normalisation) -> str:

@@ -106,7 +106,7 @@ def export(
     if cfg.format == "monai":
         return _export_monai(cfg, bundle, digest)
     folder = Path(cfg.output)
-    choose = None
+    choose = None  # chooses operating points for the new bundle
     if cfg.reference is not None:
         choose = partial(
             select_on_validation,
@@ -119,7 +119,7 @@ def export(
     selection = write_own_bundle(bundle, folder / BUNDLE, digest, choose)
     command = predict_command(folder, is_mirrored=selection.is_mirrored)
     lines = tuple(list_points(selection.operating_points))
-    return ExportOutcome(folder / BUNDLE, 0.0, lines, command)
+    return ExportOutcome(output=folder / BUNDLE, difference=0.0, lines=lines, command=command)
 
 
 def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
@@ -144,7 +144,7 @@ def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcom
         _describe_difference(difference, bundle),
         f"Read:    {folder / ONNX_NOTE}, with the steps before and after it",
     )
-    return ExportOutcome(folder / ONNX, difference, lines, None)
+    return ExportOutcome(output=folder / ONNX, difference=difference, lines=lines, command=None)
 
 
 def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
@@ -180,11 +180,17 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))
     write_text(folder / README, monai_readme(plan, read_card(cfg.bundle[0])))
-    given = {"bundle_root": str(folder), "config_file": str(config), "dataset_dir": "SCANS"}
+    # the user replaces SCANS by the folder of the scans
+    arguments = {"bundle_root": str(folder), "config_file": str(config), "dataset_dir": "SCANS"}
     # `python -m monai.bundle` would need another package, fire
-    code = f"from monai.bundle import run; run(**{json.dumps(given)})"
+    code = f"from monai.bundle import run; run(**{json.dumps(arguments)})"
     command = f"python -c {shlex.quote(code)}  # to {folder / 'eval'}"
-    return ExportOutcome(config, difference, (_describe_difference(difference, bundle),), command)
+    return ExportOutcome(
+        output=config,
+        difference=difference,
+        lines=(_describe_difference(difference, bundle),),
+        command=command,
+    )
 
 
 def _describe_difference(difference: float, bundle: Bundle) -> str:
@@ -192,4 +198,5 @@ def _describe_difference(difference: float, bundle: Bundle) -> str:
     near = f"within {difference:.2g} of" if difference else "equal to"
     # the calibration follows the network, behind the average over tiles
     when = " before calibration" if bundle.selection.voxel_calibration is not None else ""
+    # indented as the text after "Read:    "
     return f"         its probabilities{when} are {near} the bundle's"

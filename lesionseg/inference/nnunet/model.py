@@ -313,7 +313,8 @@ def _network_kind(
     if name not in _NETWORKS:
         raise BundleError(
             f"{where}: the network {class_path or 'not stated'} is none of "
-            f"{', '.join(_NETWORKS)}; it was not imported. Predict with nnU-Net and give its probabilities to evaluate."
+            f"{', '.join(_NETWORKS)}; it was not imported. Predict with nnU-Net and give its "
+            "probabilities to evaluate."
         )
     unknown_option = _find_unknown_option(config.architecture.arch_kwargs)
     if checkpoint.unknown or unknown_option:
