@@ -275,10 +275,10 @@ class BoxCollector:
         remains = ~is_degenerate(clipped) & (merged_scores >= self.plan.box_floor)
         remaining = torch.nonzero(remains)[:, 0]
         return Boxes(
-            clipped[remaining],
-            merged_scores[remaining],
-            views.labels[merged][remaining],
-            self.n_left_out,
+            boxes=clipped[remaining],
+            scores=merged_scores[remaining],
+            labels=views.labels[merged][remaining],
+            n_left_out=self.n_left_out,
         )
 
     def _merge(self, views: _View) -> tuple[Tensor, Tensor]:

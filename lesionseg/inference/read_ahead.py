@@ -170,6 +170,7 @@ def needed_bytes(geometry: Geometry, plan: Plan, *, is_on_disk: bool = False) ->
         is_on_disk: True if probabilities and logits are in a file, so that they need no memory.
     """
     # number of plan voxels per file voxel; above 1 if the plan's grid is the finer one
+    # (the last axes, if the plan has more axes than the file)
     voxel_ratio = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
     n_voxels = prod(geometry.shape) * max(1.0, voxel_ratio)
     # bytes per voxel
