@@ -73,7 +73,7 @@ class Chart:
         equal text.
         """
         buffer = io.StringIO()
-        with rc_context(RC):
+        with rc_context(RC):  # the report's style: fonts as paths, and reproducible ids
             self.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
         text = buffer.getvalue()
         return text[text.index("<svg") :]
@@ -102,6 +102,7 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
     for axis in (axes.xaxis, axes.yaxis):
+        # at most 6 intervals between ticks, at multiples of these steps and of powers of ten
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.tick_params(length=0)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -113,8 +114,8 @@ def size_chart(tables: EvaluationTables) -> Chart | None:
     """Draw the sensitivity of each size class as a bar, with its 95 % interval.
 
     A class with fewer than `RELIABLE` patients has a dashed interval. For 2 to `MAX_RINGS`
-    patients, a ring next to the bar shows the sensitivity among the lesions of each patient. Return
-    None if there is no lesion.
+    patients, a ring next to the bar shows the sensitivity among the lesions of each patient. The
+    title states a trend if there is one (`has_size_trend`). Return None if there is no lesion.
     """
     bins = tables.size_classes
     if not bins:
@@ -125,17 +126,19 @@ def size_chart(tables: EvaluationTables) -> Chart | None:
     numbers_of_patients = []
     is_too_narrow = False
     for x, size_class in enumerate(bins):
-        # the bar of all lesions, and over it that of the lesions found
+        # the bar of all lesions (height 1, that is 100 %), and over it that of the lesions found
         axes.bar(x, 1, color=MISSED, width=0.5)
         axes.bar(x, size_class.recall, color=FOUND, width=0.5)
         recalls = _recalls_of_patients(tables, size_class)
         numbers_of_patients.append(len(recalls))
-        # the Wilson interval is too narrow, because it treats lesions of one patient as independent
+        # Wilson's interval of few patients is too narrow, because it treats lesions of one patient
+        # as independent; classes with all or no lesions found have another interval
         is_too_narrow |= len(recalls) < FEW and 0 < size_class.detected < size_class.n
         style = DASHED if len(recalls) < RELIABLE else "-"
         ends = size_class.ci95 or _interval_of_few(size_class, len(recalls))
         axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if has_rings:
+            # to the right of the bar, which ends at x + 0.25; neighbouring rings overlap little
             x_of_rings = x + 0.32 + 0.05 * np.arange(len(recalls))
             axes.plot(
                 x_of_rings, recalls, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False
@@ -143,7 +146,7 @@ def size_chart(tables: EvaluationTables) -> Chart | None:
     unit = tables.scores.size_unit
     names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
-    axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
+    axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)  # bars of one or two classes are not wider
     _label_share_axis(axes)
     caption = render_sentence(
         "size_caption",
@@ -163,30 +166,31 @@ def size_chart(tables: EvaluationTables) -> Chart | None:
 
 def _label_share_axis(axes: Axes) -> None:
     """Scale the y axis from 0 to 1, and label it in per cent. The charts of sensitivity use it."""
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, 1.02)  # a line at 100 % is visible in its full width
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
-def _recalls_of_patients(tables: EvaluationTables, part: SizeClass) -> pd.Series:
+def _recalls_of_patients(tables: EvaluationTables, size_class: SizeClass) -> pd.Series:
     """Return the sensitivity among each patient's lesions of one size class, by patient.
 
     Patients without a lesion of this class are left out.
     """
-    end = np.inf if part.below is None else part.below
+    end = np.inf if size_class.below is None else size_class.below
     sizes = tables.lesions[tables.size_column]
-    in_class = tables.lesions[sizes.between(part.minimum, end, inclusive="left")]
+    in_class = tables.lesions[sizes.between(size_class.minimum, end, inclusive="left")]
     return in_class.groupby("group")["detected"].mean()
 
 
-def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
+def _interval_of_few(size_class: SizeClass, n_patients: int) -> CI:
     """Return the 95 % interval of a size class for which scores.json has none, due to few patients.
 
     If all lesions of the class were found, or none, the interval is that of `n_patients`
     independent patients. Otherwise it is Wilson's, which treats the lesions as independent.
     """
-    if part.detected in (0, part.n):
-        return all_or_none_interval(part.detected, n_patients)
-    return wilson_interval(part.detected, part.n)
+    if size_class.detected in (0, size_class.n):
+        # this interval only asks if the value is 0 or more
+        return all_or_none_interval(size_class.detected, n_patients)
+    return wilson_interval(size_class.detected, size_class.n)
 
 
 def has_size_trend(bins: Sequence[SizeClass]) -> bool:
@@ -197,22 +201,25 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
     - There are at least two classes.
     - The sensitivity never falls from a class to the next larger one, and it is higher in the
       largest class than in the smallest.
-    - Each class has at least `MIN_LESIONS` lesions, and the smallest one that many missed lesions.
+    - Each class has at least `MIN_LESIONS` lesions, and at least as many lesions were missed in the
+      class of the smallest lesions. Fewer could show a trend by chance.
 
     Args:
         bins: The size classes that have lesions, smallest first.
     """
-    if len(bins) < 2 or min(part.n for part in bins) < MIN_LESIONS:
+    if len(bins) < 2 or min(size_class.n for size_class in bins) < MIN_LESIONS:
         return False
-    recalls = [part.recall for part in bins]
+    recalls = [size_class.recall for size_class in bins]
     rises = recalls == sorted(recalls) and recalls[0] < recalls[-1]
-    return rises and bins[0].n - bins[0].detected >= MIN_LESIONS
+    n_missed_of_smallest = bins[0].n - bins[0].detected
+    return rises and n_missed_of_smallest >= MIN_LESIONS
 
 
 def froc_chart(models: Sequence[tuple[str, EvaluationTables]]) -> Chart | None:
     """Draw the FROC curves of one or two models: sensitivity against false positives per scan.
 
     The axis of rates is linear below ⅛, so that it includes 0, and logarithmic above, as usual.
+    Dots mark the threshold in use and a suggested lower one, if any (`find_lower_threshold`).
     Return None if the first model has no score threshold or no lesions.
 
     Args:
@@ -228,10 +235,10 @@ def froc_chart(models: Sequence[tuple[str, EvaluationTables]]) -> Chart | None:
     in_use = CurvePoint(first.threshold, *first.count_at(first.threshold))
     lower = find_lower_threshold(first)
     max_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
-    farthest = max_false / scans
-    # the end of the axis doubles until both thresholds fit, with space to their right
+    highest_rate = max_false / scans
+    # the upper end of the axis doubles until both dots fit, with space to their right
     right = LAST_RATE
-    while right < 1.4 * farthest:
+    while right < 1.4 * highest_rate:
         right *= 2
     has_band = _draw_interval_band(axes, first, right)
     has_dotted_line = False
@@ -278,10 +285,10 @@ def _draw_froc_curve(
         false_rate = tables.scores.count("n_false_positive") / tables.n_scanned
         axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=label)
         return False
-    scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
+    scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]  # the highest first
     # the curve begins at (0, 0), and has a step at each score that finds a lesion
     n_found, n_false = np.array([(0, 0), *map(tables.count_at, scores)]).T
-    # lower thresholds add only false positives
+    # the last point: even lower thresholds add false positives, but no lesion
     x = np.append(n_false, len(tables.false_score)) / tables.n_scanned
     y = np.append(n_found, n_found[-1]) / max(len(tables.lesions), 1)
     axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)
@@ -316,9 +323,10 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     The x axis has the false positives per scan up to `right`, with ticks at 0, ⅛, ¼, ½, 1, 2 and so
     on. The y axis has the sensitivity in per cent.
     """
-    # linear between 0 and ⅛, logarithmic above
+    # linear between 0 and ⅛, with the width of 0.6 doublings, and logarithmic above
     axes.set_xscale("symlog", base=2, linthresh=FIRST_RATE, linscale=0.6)
-    axes.set_xlim(-0.01, right * 1.02)
+    axes.set_xlim(-0.01, right * 1.02)  # a line at either end is visible in its full width
+    # 0, ⅛, and the doublings of ⅛ up to `right`
     ticks = [0.0, *(FIRST_RATE * 2**k for k in range(int(np.log2(right / FIRST_RATE)) + 1))]
     names = {0.125: "⅛", 0.25: "¼", 0.5: "½"}
     axes.set_xticks(ticks, [names.get(tick, f"{tick:g}") for tick in ticks])
@@ -347,19 +355,21 @@ def find_lower_threshold(tables: EvaluationTables) -> CurvePoint | None:
 
     Its false positives are more than those of the threshold in use, but at most twice as many, or
     one per scan if that is more. Of several such thresholds, return the point of the one that finds
-    most lesions. Return None if there is none, or if the candidates have no scores.
+    most lesions, and of these the one with the fewest false positives. Return None if there is
+    none, or if the candidates have no scores.
     """
     if tables.threshold is None:
         return None
     n_found, n_false = tables.count_at(tables.threshold)
-    max_false = max(2 * n_false, round(tables.n_scanned))
+    max_false = max(2 * n_false, round(tables.n_scanned))  # twice as many, or one per scan
     better = []
+    # only at these scores, a lower threshold finds a further lesion
     for score in np.unique(tables.lesions["detected_at"].dropna()):
         if score < tables.threshold:
             point = CurvePoint(float(score), *tables.count_at(score))
             if n_false < point.n_false <= max_false and point.n_found > n_found:
                 better.append(point)
-    return max(better, key=lambda one: (one.n_found, -one.n_false), default=None)
+    return max(better, key=lambda point: (point.n_found, -point.n_false), default=None)
 
 
 def dice_chart(tables: EvaluationTables) -> Chart | None:
@@ -386,18 +396,20 @@ def curve_chart(tables: EvaluationTables) -> Chart | None:
     Ticks at 0 and 1 show the missed and the found lesions. The coefficients are those of
     scores.json. Return None if scores.json has none.
     """
+    # the type allows None, but every point of a curve has `at`
     diameters = [point.at or 0.0 for point in tables.scores.curve("size_curve")]
     intercept = tables.scores["size_intercept"].value
     slope = tables.scores["size_slope"].value
     if not diameters or intercept is None or slope is None:
         return None
     figure, axes = new_figure()
-    low = diameters[0]
-    # `geomspace` needs a lower end above 0, and a curve needs some width
-    x = np.geomspace(max(low, 1e-3), max(diameters[-1], low * 1.01), 200)
+    smallest = diameters[0]
+    # `geomspace` needs a lower end above 0, and a curve of equal diameters needs some width
+    x = np.geomspace(max(smallest, 1e-3), max(diameters[-1], smallest * 1.01), num=200)
     axes.plot(x, expit(intercept + slope * np.log(x)), color=FOUND)
     lesions = tables.lesions
-    axes.plot(lesions[tables.size_column], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
+    is_found = lesions["detected"] * 1.0  # the heights of the ticks, 1 or 0
+    axes.plot(lesions[tables.size_column], is_found, "|", color=INK, alpha=0.4)
     axes.set(
         xlabel=f"diameter, {tables.scores.size_unit}",
         ylabel="chance to be found",
@@ -418,7 +430,8 @@ def subgroup_chart(tables: EvaluationTables) -> Chart | None:
     groups = with_recall[:MAX_SUBGROUPS]
     if not groups:
         return None
-    figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
+    figure, axes = new_figure(width=6.4, height=0.9 + 0.28 * len(groups))
+    # reversed, because the y axis points up and the first subgroup is at the top
     for y, group in enumerate(groups[::-1]):
         recall = recalls[group]
         if recall.ci95:
@@ -426,7 +439,6 @@ def subgroup_chart(tables: EvaluationTables) -> Chart | None:
             axes.plot(recall.ci95, [y, y], color=INK, linestyle=style, linewidth=1.2)
         axes.plot(recall.value or 0.0, y, "o", color=FOUND)
     numbers = [int(scores.find("n_lesions", subset=name).value or 0) for name in groups]
-    # reversed, because the y axis points up and the first subgroup is at the top
     names = [f"{g} ({count(n, 'lesion')})" for g, n in zip(groups, numbers, strict=True)][::-1]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
@@ -443,17 +455,19 @@ def reliability_chart(tables: EvaluationTables) -> Chart | None:
     """Draw the reliability diagram: the share of true candidates against their mean score, by bin.
 
     The x axis has the calibrated probability instead of the score if there is one. Larger dots are
-    bins with more candidates. Return None if scores.json has no such curve.
+    bins with more candidates. The diagonal line is perfect calibration. Return None if scores.json
+    has no such curve.
     """
     points = tables.scores.curve("true_share")
     if not points:
         return None
-    score_name = points[0].subset
+    score_name = points[0].subset  # rows of this curve have the name of the score here
     figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
     scores_of_bins = [point.at or 0.0 for point in points]
     true = [point.value or 0.0 for point in points]
-    areas = [20 + 3 * min(point.n or 0, 60) for point in points]  # larger dots for more candidates
+    # in square points; the area grows up to 60 candidates
+    areas = [20 + 3 * min(point.n or 0, 60) for point in points]
     axes.scatter(scores_of_bins, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     axes.set(xlabel=f"{score_name} of the marking", ylabel="share that was a lesion")
@@ -474,15 +488,15 @@ def load_chart(tables: EvaluationTables) -> Chart | None:
         return None
     volumes = tables.cases[tables.is_predicted][["reference_ml", "predicted_ml"]].dropna()
     difference = volumes["predicted_ml"] - volumes["reference_ml"]
-    limits = highest - mean
+    half_width = highest - mean  # the limits of agreement are at equal distances from the mean
     figure, axes = new_figure()
     axes.plot(volumes.mean(axis=1), difference, "o", color=FOUND)
-    for level, style in ((mean, "-"), (mean - limits, "--"), (highest, "--")):
+    for level, style in ((mean, "-"), (mean - half_width, "--"), (highest, "--")):
         axes.axhline(level, color=ACCENT, linestyle=style, linewidth=1.2)
     axes.set(xlabel="mean of both volumes, ml", ylabel="difference, ml")
     caption = (
         f"Predicted minus marked volume: mean {mean:+.2g} ml (solid). About 95 % of the scans are "
-        f"within ±{limits:.2g} ml of it (dashed)."
+        f"within ±{half_width:.2g} ml of it (dashed)."
     )
     return Chart("Lesion volume per scan", caption, figure)
 
@@ -498,18 +512,20 @@ def training_charts(history: Path) -> list[Chart]:
     if not history.is_file():
         return []
     rows = pd.read_csv(history)
+    # without a column of steps, the rows are counted
     step = rows["step"] if "step" in rows else pd.Series(range(len(rows)))
+    # by column; NaN for an empty cell, because not every step has every value
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in rows}
     # a line needs two points
     drawable = [name for name, values in numbers.items() if values.notna().sum() > 1]
-    kinds = {
+    columns_of_chart = {
         "Training: loss": [name for name in drawable if "loss" in name],
         "Training: focal statistics": [
             name for name in drawable if name.startswith(("grad", "focal", "p/"))
         ],
     }
     charts = []
-    for title, names in kinds.items():
+    for title, names in columns_of_chart.items():
         if not names:
             continue
         figure, axes = new_figure()
@@ -518,7 +534,7 @@ def training_charts(history: Path) -> list[Chart]:
             words = CURVES.get(name, name.replace("_", " "))
             axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=words)
         axes.set_xlabel("step")
-        # above the axes, because curves may be anywhere within them
+        # above the axes, because curves may be anywhere within them; long names need a line each
         n_columns = 1 if any(name in CURVES for name in names) else 3
         figure.legend(frameon=False, fontsize=9, loc="outside upper left", ncols=n_columns)
         charts.append(Chart(title, "From metrics.csv.", figure))

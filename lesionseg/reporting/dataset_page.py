@@ -105,7 +105,7 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
         name: The name that the page shows, a pseudonym or the id.
         files: The files of the case.
         case: The case that was read, or None if it cannot be read. The preview then has only the
-            name, the role and the acquisition.
+            name, the role and the acquisition, and its other fields are empty.
     """
     acquisition = _describe_acquisition(files)
     if case is None:
@@ -118,9 +118,9 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
         mask = lesion_mask(case.reference)
         diameters = lesions_of(case.reference).diameters_mm.tolist()
     ranges = [_measure_range(channel) for channel in image.array]
-    for channel in image.missing:
-        ranges[channel] = (np.nan, np.nan, np.nan)
-    # the picture shows the first channel, or the colours of a picture in colour
+    for index in image.missing:  # channels without a file, whose array has no measured values
+        ranges[index] = (np.nan, np.nan, np.nan)
+    # the picture shows the first present channel, or the colours `[y, x, 3]` of a colour picture
     shown = image.present_channels[0]
     if grid.dims == 2 and is_colour(files, len(image.array)):
         shown = np.moveaxis(image.array, 0, -1)
@@ -128,6 +128,7 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
         name,
         files.role or "",
         shape=tuple(grid.shape[axis] for axis in grid.canonical_order),
+        # without the rounding errors of float32 headers
         spacing_mm=tuple(round(grid.spacing_mm[axis], 6) for axis in grid.canonical_order),
         diameters=tuple(diameters),
         ranges=tuple(ranges),
@@ -139,8 +140,8 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
 def _describe_acquisition(files: CaseFiles) -> str:
     """Describe how a radiograph was acquired, such as "L, CC, for presentation".
 
-    The words are those of the columns `_ACQUISITION_COLUMNS` in the dataset's table. Return "" if
-    the table has none of them.
+    The words are the cells of the columns `_ACQUISITION_COLUMNS` in the dataset's table. Return ""
+    if the table has none of them.
     """
     words = []
     for key in _ACQUISITION_COLUMNS:
@@ -161,7 +162,7 @@ def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
     flat = channel.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLED)]
     above = sample[sample > sample.min()]
-    if not above.size:
+    if not above.size:  # a constant channel
         above = sample
     low, middle, high = np.percentile(above, (0.5, 50, 99.5))
     return float(low), float(middle), float(high)
@@ -180,7 +181,7 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
         pseudonyms: The name of each case on the page by its id.
     """
     lines: list[str] = []
-    notes: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}  # the cases of each note, by its text
     for finding in findings:
         if finding.severity == "note":
             # the line names the cases itself, so cases with the same note can share it
@@ -207,6 +208,7 @@ def _count_cases(findings: Sequence[Finding], severity: str) -> int:
     """Count the cases that have a finding of this severity, for the totals.
 
     An entry of the dataset's list that is not a case counts as one more case (`_is_unlisted`).
+    Other findings without a case, about the complete dataset, do not count.
     """
     cases: set[str] = set()
     n_entries = 0
@@ -223,7 +225,7 @@ def _count_cases(findings: Sequence[Finding], severity: str) -> int:
 def _is_unlisted(finding: Finding) -> bool:
     """Return True for a finding about the dataset's list that belongs to no case.
 
-    This is an entry of the list that is not a case, or a list without any case.
+    It concerns an entry of the list that is not a case, or a list without any case.
     """
     return finding.kind in (LISTED, NO_CASE) and not finding.case
 
@@ -258,8 +260,8 @@ def write_dataset_report(
             if finding.severity != "note":
                 case = finding.case or "the list of cases"
                 named.append({"case": case, "finding": finding.message})
-    shown = [*previews.values()]
-    diameters = [d for preview in shown for d in preview.diameters]
+    all_previews = [*previews.values()]
+    diameters = [d for preview in all_previews for d in preview.diameters]
     write_page(
         path,
         "dataset.html.j2",
@@ -270,15 +272,16 @@ def write_dataset_report(
         n_warned=_count_cases(findings, "warning"),
         can_train=all(finding.kind != "no_training" for finding in findings),
         n_lesions=len(diameters),
+        # smallest, median and largest diameter
         sizes=np.percentile(diameters, (0, 50, 100)) if diameters else None,
         models=[finding.message for finding in findings if finding.kind == "model"],
         findings=_findings_table(previews, findings),
         named=named,
         identifiers=identifiers,
-        previews=shown,
+        previews=all_previews,
         unit=unit,
-        flat=any(len(preview.shape) == 2 for preview in shown),
-        charts=_draw_charts(shown, channels, unit),
+        flat=any(len(preview.shape) == 2 for preview in all_previews),  # if an image is 2-D
+        charts=_draw_charts(all_previews, channels, unit),
     )
 
 
@@ -294,7 +297,7 @@ def _findings_table(
     - The entries of the dataset's list that are not cases (`_is_unlisted`).
     - The findings about the whole dataset, without a number of cases.
 
-    The kind "model" has no row, because the summary states it.
+    The kind "model", the choice of the model, has no row, because the summary states it.
     """
     table: list[dict[str, object]] = []
     for severity, words in SEVERITY.items():
@@ -310,6 +313,7 @@ def _findings_table(
             n_entries = sum(map(_is_unlisted, of_kind))
             if n_entries:
                 table.append({**row, "cases": n_entries, "which": "not in the pictures below"})
+            # findings without a case are either such entries, or about the whole dataset
             if cases.count("") > n_entries:
                 table.append({**row, "cases": None, "which": "the whole dataset"})
     return table
@@ -338,8 +342,9 @@ def _draw_charts(
         axes.set(xlabel=f"diameter, {unit}", ylabel="lesions")
         charts.append(Chart("Lesion sizes", "Equivalent diameters of all lesions.", figure))
     for index, channel in enumerate(channels):
-        # by the number of the case; a case may lack the last channels
+        # an unreadable case has no ranges, and a case may lack the last channels
         with_channel = [n for n, preview in enumerate(previews) if len(preview.ranges) > index]
+        # by the number of the case on the page, which begins at 1
         ranges = {n + 1: previews[n].ranges[index] for n in with_channel}
         if ranges:
             charts.append(_draw_intensities(channel, [*ranges], np.array([*ranges.values()])))
@@ -353,7 +358,7 @@ def _draw_intensities(channel: str, numbers: Sequence[int], ranges: Numbers) -> 
 
     Args:
         channel: The name of the channel.
-        numbers: The number of each case on the x axis.
+        numbers: The position of each case on the x axis.
         ranges: The 0.5, 50 and 99.5 percentiles of each case `[n, 3]`.
     """
     figure, axes = new_figure()
@@ -375,6 +380,6 @@ def _draw_spacings(spacings: Numbers, unit: str) -> Chart:
     for axis in range(dims):
         x_of_cases = axis + np.linspace(-0.2, 0.2, n_cases)
         axes.plot(x_of_cases, spacings[:, axis], "o", color=FOUND, alpha=0.6)
-    axes.set_xticks(range(dims), ("slices", "rows", "columns")[-dims:])
+    axes.set_xticks(range(dims), ("slices", "rows", "columns")[-dims:])  # a 2-D image has no slices
     axes.set(ylabel=f"spacing, {unit}", ylim=(0, None))
     return Chart("Spacings", "Voxel size of each case along each axis.", figure)

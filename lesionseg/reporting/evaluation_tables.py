@@ -55,7 +55,8 @@ class EvaluationTables(Tables):
     def threshold(self) -> float | None:
         """The score from which candidates are accepted: the score of the operating point.
 
-        None if the candidates have no scores, or if scores.json states no operating point.
+        None if the candidates have no scores, or if scores.json states no operating point. With
+        lesions but without an FROC curve in scores.json, the candidates have no scores.
         """
         has_no_curve = len(self.lesions) > 0 and not self.scores.has_froc
         return None if has_no_curve else self.scores.operating_point.score
@@ -125,14 +126,15 @@ class EvaluationTables(Tables):
         """The size classes that have lesions, smallest first, from a curve in scores.json."""
         classes = []
         points = self.scores.curve("recall_by_size")
+        # a point states the lower bound of its class; the upper bound is that of the next class
         for point, following in zip(points, [*points[1:], None], strict=True):
-            if not point.n:
+            if not point.n:  # a class without lesions
                 continue
             size_class = SizeClass(
                 minimum=point.at or 0.0,
                 below=None if following is None else following.at,
                 n=point.n,
-                detected=round((point.value or 0.0) * point.n),
+                detected=round((point.value or 0.0) * point.n),  # from the recall
                 ci95=point.ci95,
             )
             classes.append(size_class)
@@ -162,20 +164,20 @@ def read_evaluation(folder: Path, *, identifiers: bool = False) -> EvaluationTab
             f"{folder}: lesions.csv has {len(tables.lesions)} lesions, but scores.json states "
             f"{n_lesions}. Run evaluate again, which writes all tables together."
         )
-    found = EvaluationTables(*tables.frames, folder=folder, scores=scores)
-    return found if identifiers else _with_pseudonyms(found)
+    evaluation = EvaluationTables(*tables.frames, folder=folder, scores=scores)
+    return evaluation if identifiers else _with_pseudonyms(evaluation)
 
 
 def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
     """Write pseudonyms.csv into `folder`: one row per pseudonym, with the real name.
 
     An earlier file is removed, because it may belong to other cases. Without names, none is
-    written.
+    written. `names` has the real names by pseudonym.
     """
     path = folder / "pseudonyms.csv"
     path.unlink(missing_ok=True)  # of an earlier page with other cases
     if names:
-        rows = [{"pseudonym": shown, "name": real} for shown, real in names.items()]
+        rows = [{"pseudonym": pseudonym, "name": real} for pseudonym, real in names.items()]
         write_csv(path, rows, ("pseudonym", "name"))
 
 
@@ -185,11 +187,11 @@ def _with_pseudonyms(tables: EvaluationTables) -> EvaluationTables:
     Cases become "case 1", "case 2" and so on, and groups "patient 1" and so on, by first appearance
     in the table of cases. If no group differs from its case, a group has the pseudonym of its case.
     Names that are not in the table of cases become a dash. `names` of the result has the real
-    names.
+    names by pseudonym.
     """
     cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
     groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}
-    if not tables.has_patients:
+    if not tables.has_patients:  # each case is its own group, with the same name
         groups = cases
 
     def rename(table: pd.DataFrame) -> pd.DataFrame:
@@ -204,5 +206,9 @@ def _with_pseudonyms(tables: EvaluationTables) -> EvaluationTables:
         cases=rename(tables.cases),
         lesions=rename(tables.lesions),
         candidates=rename(tables.candidates),
-        names={shown: real for one in (groups, cases) for real, shown in one.items()},
+        names={
+            pseudonym: real
+            for pseudonyms in (groups, cases)
+            for real, pseudonym in pseudonyms.items()
+        },
     )

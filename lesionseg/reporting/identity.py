@@ -18,10 +18,11 @@ def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
         scores_dir: The folder of scores.json.
         made: The provenance in scores.json.
     """
-    run = read_run(scores_dir) if made.of_training else Provenance()
-    # scores.json may state that a number is unknown (None), which the run must not replace
+    of_run = read_run(scores_dir) if made.of_training else Provenance()
+    # scores.json may state that a number is unknown (None), which the run must not replace; an
+    # empty text means that scores.json does not know it
     known = {key: value for key, value in made if made.states(key) and value != ""}
-    return run.model_copy(update=known)
+    return of_run.model_copy(update=known)
 
 
 def read_run(folder: Path) -> Provenance:
@@ -30,8 +31,9 @@ def read_run(folder: Path) -> Provenance:
     The run directory is `folder`, or one or two levels above it. The provenance is empty if no such
     folder is a run directory, or if the run is unfinished or damaged.
     """
-    from lesionseg.inference.bundle import bundle_digest
+    from lesionseg.inference.bundle import bundle_digest  # imports torch, which takes seconds
 
+    # scores and predictions of a training may be in subfolders of its run directory
     for run in (folder, *folder.absolute().parents[:2]):
         if not (run / "bundle" / "plan.json").is_file():
             continue
@@ -40,19 +42,19 @@ def read_run(folder: Path) -> Provenance:
             model = str(plan["architecture"]["name"])
             why_model = str(plan.get("reasons", {}).get("model", ""))
             digest = bundle_digest(run / "bundle")
-            made = read_provenance(run / SCORES_FILE)
+            of_scores = read_provenance(run / SCORES_FILE)
             roles = read_json(run / "splits.json")["roles"].values()
         except (LesionsegError, KeyError, TypeError, AttributeError, OSError):
             continue
-        training_scans = made.training_scans
-        if not made.states("training_scans"):
+        training_scans = of_scores.training_scans
+        if not of_scores.states("training_scans"):
             training_scans = list(roles).count("train")
         return Provenance(
-            dataset=made.dataset,
+            dataset=of_scores.dataset,
             model=model,
             why_model=why_model,
             bundle=digest,
-            training_patients=made.training_patients,
+            training_patients=of_scores.training_patients,
             training_scans=training_scans,
         )
     return Provenance()

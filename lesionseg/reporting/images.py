@@ -97,6 +97,7 @@ class CaseFolders:
         prediction: Path | None = None,
         made: Provenance = NO_PROVENANCE,
     ) -> None:
+        # read references as for the scores (`made`), but tolerate wrong headers and NaN in masks
         rules = ReadingRules(
             grid_of_image=True,
             min_readers=made.min_readers,
@@ -106,14 +107,14 @@ class CaseFolders:
         )
         self._merges_labels = made.merge_labels
         self._folder = images.root if isinstance(images, Dataset) else images
+        # None for a folder of plain images, each of which is a case with one channel
         self._images = images if isinstance(images, Dataset) else _find_dataset(images, rules)
         cases: Sequence[CaseFiles] = ()
-        # in a folder of plain images, each image file is a case with one channel
         if self._images is not None:
             cases = self._images.cases
         elif isinstance(images, Path):
             cases = find_scans(images, channels=1).cases()
-        self._files = _by_case(cases)
+        self._image_files = _by_case(cases)
         # `evaluate` has listed the files that cannot be used; the report omits them
         self._predictions: dict[str, PredictionFiles] = {}
         if prediction is not None:
@@ -122,11 +123,14 @@ class CaseFolders:
         self._references = References()
         if reference is not None:
             self._references = References.find(reference, **rules)
-        self._reference = self._references.with_labels_of(
+        # the dataset of these references, with their labels and reading rules
+        self._reference_dataset = self._references.with_labels_of(
             self._predictions, merge_labels=made.merge_labels
         )
-        if self._reference is not None:
-            self._reference = replace(self._reference, nan_background=True, grid_of_image=True)
+        if self._reference_dataset is not None:
+            self._reference_dataset = replace(
+                self._reference_dataset, nan_background=True, grid_of_image=True
+            )
         self._reference_files = _by_case(self._references.cases)
 
     def load(
@@ -134,7 +138,8 @@ class CaseFolders:
     ) -> Scene:
         """Read the image, reference and prediction of one case, for its pictures.
 
-        A prediction on another grid than the image is left out with a warning.
+        A prediction on another grid than the image is left out with a warning. A case without a
+        prediction has only image and reference.
 
         Args:
             case: Id of the case.
@@ -148,16 +153,18 @@ class CaseFolders:
         """
         files = self._find_files(case)
         if self._images is None:
-            found = Case(case, read_finite(files.images[0]))
+            loaded = Case(case, read_finite(files.images[0]))
         else:
-            found = read_case(files, self._images)
-        geometry = found.image.geometry
-        mask = _reference_mask(self._read_reference(found), geometry)
-        scene = replace(scene_of(found.image, files), reference=mask)
+            loaded = read_case(files, self._images)
+        geometry = loaded.image.geometry
+        mask = _reference_mask(self._read_reference(loaded), geometry)
+        scene = replace(scene_of(loaded.image, files), reference=mask)
         names = [name for name in self._names_of(case) if name in self._predictions]
         if not names:
             return scene
-        datasets = (self._images, self._reference)
+        # with regions (several mask values that count as one label) or merged labels, evaluate
+        # reads the mask of a prediction as one label
+        datasets = (self._images, self._reference_dataset)
         has_regions = any(data is not None and data.labels.regions for data in datasets)
         is_binary = has_regions or self._merges_labels
         try:
@@ -180,16 +187,16 @@ class CaseFolders:
         Raises:
             ReadError: If the folder has no image of the case.
         """
-        names = [name for name in self._names_of(case) if name in self._files]
+        names = [name for name in self._names_of(case) if name in self._image_files]
         if not names:
-            known = join_names(sorted(self._files), 3) or "none that can be used"
+            known = join_names(sorted(self._image_files), 3) or "none that can be used"
             raise ReadError(
                 f"{self._folder} has no image of this case. Its images have the ids {known}. An "
                 "id is the path below the folder, such as p1_scan for p1/scan.nii.gz."
             )
-        return self._files[names[0]]
+        return self._image_files[names[0]]
 
-    def _read_reference(self, found: Case) -> Reference | None:
+    def _read_reference(self, loaded: Case) -> Reference | None:
         """Return the reference of a case, or None if the case has none.
 
         - Without the folder `reference`, it is the reference that belongs to the image.
@@ -198,10 +205,11 @@ class CaseFolders:
         - If it is a folder of masks, a mask replaces the reference of its case. Other cases keep
           the reference that belongs to the image.
         """
-        files = self._reference_files.get(found.case)
+        files = self._reference_files.get(loaded.case)
         if files is None:
-            return found.reference if self._references.are_masks else None
-        return open_reference(files, self._reference, found.image.geometry)
+            # without a folder `reference`, `are_masks` is True
+            return loaded.reference if self._references.are_masks else None
+        return open_reference(files, self._reference_dataset, loaded.image.geometry)
 
     def _names_of(self, case: str) -> list[str]:
         """Return the names that the image and the prediction of a case may have, the id first.
@@ -212,12 +220,12 @@ class CaseFolders:
           `sub-1_FLAIR`.
         """
         short_name, number = split_channel(case)
-        if number != 0:
+        if number != 0:  # None, or the number of another channel than the first
             return [
                 case,
                 *(name for name in self._predictions if without_bids_suffix(name) == case),
             ]
-        is_other_case = self._images is not None and short_name in self._files
+        is_other_case = self._images is not None and short_name in self._image_files
         return [case] if is_other_case else [case, short_name]
 
 
@@ -265,6 +273,7 @@ def scene_of(image: Volume, files: CaseFiles) -> Scene:
     """
     channels = image.present_channels
     colours = _read_colours(files)
+    # if the model uses the brightness only, the image already has one channel
     shown = image.brightness() if colours is not None and len(channels) == 3 else channels[0]
     return Scene(shown, image.geometry, colours=colours)
 
@@ -293,7 +302,8 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | 
 def _without_mask(prediction: Prediction) -> list[Candidate]:
     """Return the candidates that have only a box, in descending order of score.
 
-    If the prediction has no instance volume, these are all candidates.
+    If the prediction has no instance volume, these are all candidates. The candidates of a
+    prediction are sorted by score.
     """
     if prediction.instances is None:
         return list(prediction.candidates)
@@ -315,11 +325,12 @@ def candidate_ids(
     if ids is None:
         ids = {candidate.id for candidate in prediction.candidates}
     drawn = np.zeros(prediction.geometry.shape, np.int32)
-    # in reverse, so that the best candidate is drawn last
+    # in reverse, so that the candidate with the highest score is drawn last
     for candidate in reversed(_without_mask(prediction)):
         if candidate.id in ids:
             box = (*candidate.start_vox, *candidate.stop_vox)
             drawn[box_slices(box, drawn.ndim)] = candidate.id
     if prediction.instances is None:
         return drawn
+    # `isin` needs a sequence, because it treats a set as one element
     return np.where(np.isin(prediction.instances, sorted(ids)), prediction.instances, drawn)

@@ -18,7 +18,7 @@ from lesionseg.reporting.charts import ACCENT, FOUND, Chart, new_figure
 from lesionseg.reporting.rendering import write_page
 
 _DAYS = 30  # of a month
-_HIGHEST = 5  # largest value that a chart shows, in units of the end of the usual range
+_MAX_RELATIVE = 5  # largest value that a chart shows, in units of the end of the usual range
 _TITLES = {"input_score": "Difference from the training scans", "n_accepted": "Markings per scan"}
 
 
@@ -39,6 +39,7 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
         DatasetError: If the folder has no results of `predict`.
         OutputError: If the file cannot be written.
     """
+    # the watched values of each model; the model with the latest first scan comes last
     watched = watch(results)
     if not watched:
         raise DatasetError(
@@ -48,9 +49,10 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
     # all scans by day, with those that failed, for the table of weeks and months
     rows = [row for row in (*results.rows(), *results.failures()) if row.day]
     rows.sort(key=lambda row: row.day)
-    # the ISO week of each scan, such as 2026-W05
+    # the scans by ISO week, such as 2026-W05
     weeks = groupby(rows, lambda row: f"{date.fromisoformat(row.day):%G-W%V}")
-    before = str(date.fromisoformat(rows[-1].day) - timedelta(_DAYS))
+    # the last day before the 30 days that end with the latest scan; ISO days compare as text
+    before = str(date.fromisoformat(rows[-1].day) - timedelta(days=_DAYS))
     drifts = [drift for value in watched for drift in value.find_drifts()]
     write_page(
         path,
@@ -60,8 +62,8 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
         watched=watched,
         drifts=drifts,
         month=_summarise("last 30 days", [row for row in rows if row.day > before]),
-        first=_summarise(f"first {N_FIRST} scans", watched[-1].first),
-        weeks=[_summarise(week, [*group]) for week, group in weeks][::-1],
+        first=_summarise(f"first {N_FIRST} scans", watched[-1].first),  # of the latest model
+        weeks=[_summarise(week, [*group]) for week, group in weeks][::-1],  # the latest first
         charts=[
             _draw(of_name)
             for name in WATCHED
@@ -85,14 +87,15 @@ def _summarise(name: str, rows: Sequence[CaseRow]) -> dict[str, Any]:
         name: The name of the period.
         rows: The scans of the period.
     """
-    n = Counter(row.status for row in rows)
+    n_of_status = Counter(row.status for row in rows)
     values = pd.DataFrame([row.cells() for row in rows], columns=[*WATCHED], dtype=float)
     return {
         "": name,
         "scans": len(rows),
         "markings per scan": values["n_accepted"].mean(),
         "difference": values["input_score"].median(),
-        **{status: n[status] for status in ("failed", "warned", "blank")},
+        **{status: n_of_status[status] for status in ("failed", "warned", "blank")},
+        # the message of a predicted scan states why its DICOM results are missing
         "withheld": sum(row.is_done and row.message != "" for row in rows),
     }
 
@@ -101,7 +104,8 @@ def _draw(values: Sequence[WatchedValue]) -> Chart:
     """Draw one watched value, such as the markings per scan, over the days of all scans.
 
     Each model has a shaded band, its usual range. Scans in a drift are orange. Values above
-    `_HIGHEST` times the upper end of the usual range are drawn at that height.
+    `_MAX_RELATIVE` times the upper end of the usual range are drawn at that height, so that one
+    odd scan does not flatten the chart.
 
     Args:
         values: The value for each model, all with the same name.
@@ -109,11 +113,12 @@ def _draw(values: Sequence[WatchedValue]) -> Chart:
     figure, axes = new_figure()
     for value in values:
         days = np.array([row.day for row in value.rows], "datetime64")
-        shown = np.minimum(value.of(value.rows), _HIGHEST * (value.high or 1))
+        # if the usual range ends at 0, heights are limited as if it ended at 1
+        heights = np.minimum(value.of(value.rows), _MAX_RELATIVE * (value.high or 1))
         drifting = {row.case for drift in value.find_drifts() for row in drift.rows}
         colours = [ACCENT if row.case in drifting else FOUND for row in value.rows]
-        axes.scatter(days, shown, 8, colours)
-        if value.first:
+        axes.scatter(days, heights, s=8, c=colours)
+        if value.first:  # without first scans, there is no usual range
             axes.fill_between(days[[0, -1]], value.low, value.high, color=FOUND, alpha=0.15)
     ticks = pd.date_range(values[0].rows[0].day, values[-1].rows[-1].day, periods=4)
     axes.set_xticks(ticks, ticks.strftime("%Y-%m-%d"))

@@ -39,7 +39,7 @@ def write_pdf(path: Path, html: str) -> None:
         missing = f"WeasyPrint is missing ({pip_install('pdf')})"
         if isinstance(error, OSError):
             missing = "WeasyPrint does not find Pango (docs/install.md)"
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # an earlier PDF would contradict the new page
         log.info("%s is not written, because %s: print the page in a browser.", path.name, missing)
         return
     for name in ("weasyprint", "fontTools"):  # they list every property that they do not know
@@ -72,7 +72,7 @@ def _font_style() -> str:
     """Return a style sheet that embeds matplotlib's font DejaVu Sans in the PDF.
 
     Every machine then writes the same file, and WeasyPrint can write a page even if no font is
-    installed.
+    installed. The fonts are `data:` URLs, because WeasyPrint may read no other files here.
     """
     rules = "@page { font-family: embedded; } body { font-family: embedded !important; }"
     for weight, name in FONTS.items():

@@ -71,7 +71,7 @@ class Card:
         """Draw the picture of a lesion with `draw_cutouts`, and make a card of it and its caption.
 
         Args:
-            scenes: The scenes by name.
+            scenes: The scenes to draw, by the names that are written into the picture.
             start: First corner of the box of the lesion, in voxels.
             stop: Last corner of the box, exclusive.
             words: The scan, the size and a description of the lesion.
@@ -79,7 +79,9 @@ class Card:
             focus: Mask of the one accepted candidate that the picture is about. None if the picture
                 is not about one candidate.
         """
-        return cls(data_uri(draw_cutouts(scenes, start, stop, planes=planes, focus=focus)), *words)
+        figure = draw_cutouts(scenes, start, stop, planes=planes, focus=focus)
+        case, size, description = words
+        return cls(data_uri(figure), case=case, size=size, words=description)
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -119,13 +121,13 @@ class _Outline:
     width: float = OUTLINE
     alpha: float = 1.0
 
-    def within(self, part: Any) -> "_Outline":
-        """Return the outline of a section of the mask.
+    def within(self, index: Any) -> "_Outline":
+        """Return the outline of a section of the mask. Without a mask, nothing changes.
 
         Args:
-            part: A numpy index of the mask, such as that of a slice or a cut-out.
+            index: A numpy index of the mask, such as that of a slice or a cut-out.
         """
-        return self if self.mask is None else replace(self, mask=self.mask[part])
+        return self if self.mask is None else replace(self, mask=self.mask[index])
 
 
 def draw_cutouts(
@@ -153,10 +155,11 @@ def draw_cutouts(
         focus: Mask of the one accepted candidate that the picture is about. All other outlines of
             candidates are faded. None fades no outline.
     """
-    n = min(planes, len(start))
-    figure, panels = _make_panels(n * len(scenes))
+    n_panels = min(planes, len(start))  # of one scene, at most one per axis of the image
+    figure, panels = _make_panels(n_panels * len(scenes))
     for k, (name, scene) in enumerate(scenes.items()):
-        _draw_cutout(panels[n * k : n * (k + 1)], scene, name, start, stop, focus)
+        panels_of_scene = panels[n_panels * k : n_panels * (k + 1)]
+        _draw_scene(panels_of_scene, scene, name, start, stop, focus)
     return figure
 
 
@@ -187,16 +190,16 @@ def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
         (f"#{c.id}: {format_score(c.score)} ({k} of {len(accepted)})", c.start_vox, c.stop_vox)
         for k, c in enumerate(accepted[:MAX_ROWS], start=1)
     ]
-    if not rows:
+    if not rows:  # the box is the complete scan
         rows = [("none accepted", [0] * geometry.dims, geometry.shape)]
-    n = geometry.dims
-    figure, panels = _make_panels(n, len(rows))
-    for k, row in enumerate(rows):
-        _draw_cutout(panels[n * k : n * (k + 1)], scene, *row)
+    n = geometry.dims  # panels of a row: three planes, or a 2-D image and its cut-out
+    figure, panels = _make_panels(n, rows=len(rows))
+    for k, (text, start, stop) in enumerate(rows):
+        _draw_scene(panels[n * k : n * (k + 1)], scene, text, start, stop)
     figure.savefig(file, dpi=PREVIEW_DPI)
 
 
-def _draw_cutout(
+def _draw_scene(
     panels: Sequence[Axes],
     scene: Scene,
     name: str,
@@ -215,46 +218,47 @@ def _draw_cutout(
         stop: Last corner of the box, exclusive.
         focus: Mask of the candidate that the picture is about, or None.
     """
-    label: Any = {"color": "white", "fontsize": 8, "path_effects": DARK_EDGE}
-    panels[0].text(0.03, 0.03, name, transform=panels[0].transAxes, **label)
+    # in the lower left corner; `transAxes` makes positions relative to the panel
+    name_style: Any = {"color": "white", "fontsize": 8, "path_effects": DARK_EDGE}
+    panels[0].text(0.03, 0.03, name, transform=panels[0].transAxes, **name_style)
     # the image, the masks and the box in the orientation of the display
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
     unit = short_unit(scene.geometry.size_unit)
     image = np.flip(scene.image.transpose(order), flips)
     shown = image
-    if scene.colours is not None:
+    if scene.colours is not None:  # only 2-D images, which `display_axes` does not change
         shown = display_levels(np.moveaxis(scene.colours, 0, -1), WINDOW)
     reference = _reorient(scene.reference, order, flips)
     accepted = _reorient(scene.accepted, order, flips)
     chosen = _reorient(focus, order, flips)
     masks = _style_outlines(reference, accepted, _reorient(scene.below, order, flips), chosen)
     box = np.array([start, stop], float)[:, list(order)]
-    for axis in flips:  # the mirrored stop becomes the start
+    for axis in flips:  # the mirrored stop becomes the start, so both are swapped
         box[:, axis] = image.shape[axis] - box[::-1, axis]
     middle = _find_middle(image.shape, box, (reference, accepted) if chosen is None else (chosen,))
     side = _choose_side(np.array(image.shape) * spacing, (box[1] - box[0]) * spacing)
     # a 2-D image: the cut-out, and the image with the frame of the cut-out
     if image.ndim == 2:
-        _crop(panels[-1], shown, masks, spacing, middle, side, unit)
+        _draw_square(panels[-1], shown, masks, spacing, middle, side, unit)
         if len(panels) == 1:
             return
-        _show_image(panels[0], shown, masks, spacing, np.percentile(shown, WINDOW))
+        _show_image(panels[0], shown, masks, spacing, limits=np.percentile(shown, WINDOW))
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
         panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW_COLOUR, lw=0.8))
         return
     # a 3-D scan: one cut-out per plane, with the letters of its left and upper edges
     for axis, axes in enumerate(panels):
         in_plane = [k for k in range(3) if k != axis]
-        index: list[Any] = [slice(None)] * 3
+        index: list[Any] = [slice(None)] * 3  # of the slice through `middle`
         index[axis] = middle[axis]
-        outlines = tuple(one.within(tuple(index)) for one in masks)
+        outlines = tuple(outline.within(tuple(index)) for outline in masks)
         centre = [middle[k] for k in in_plane]
-        _crop(axes, image[tuple(index)], outlines, spacing[in_plane], centre, side, unit)
+        _draw_square(axes, image[tuple(index)], outlines, spacing[in_plane], centre, side, unit)
         left, upper = EDGES[axis]
-        look: Any = {"color": "white", "fontsize": 7, "path_effects": DARK_EDGE}
-        axes.text(0.02, 0.5, left, transform=axes.transAxes, **look)
-        axes.text(0.5, 0.93, upper, transform=axes.transAxes, **look)
+        letter_style: Any = {"color": "white", "fontsize": 7, "path_effects": DARK_EDGE}
+        axes.text(0.02, 0.5, left, transform=axes.transAxes, **letter_style)
+        axes.text(0.5, 0.93, upper, transform=axes.transAxes, **letter_style)
 
 
 def _style_outlines(
@@ -274,17 +278,17 @@ def _style_outlines(
         below: Ids of the candidates below the operating point, 0 elsewhere.
         chosen: Mask of the candidate that the picture is about.
     """
-    fade = 1.0
+    opacity = 1.0  # of the outlines of other candidates
     others = accepted
     if chosen is not None:
-        fade = FADED
+        opacity = FADED
         if accepted is not None:
             others = accepted & ~chosen
     return (
         _Outline(reference, REFERENCE, "-"),
-        _Outline(others, ACCEPTED, "--", alpha=fade),
-        _Outline(None if below is None else below > 0, BELOW_COLOUR, ":", alpha=fade),
-        _Outline(chosen, ACCEPTED, "--", 2 * OUTLINE),
+        _Outline(others, ACCEPTED, "--", alpha=opacity),
+        _Outline(None if below is None else below > 0, BELOW_COLOUR, ":", alpha=opacity),
+        _Outline(chosen, ACCEPTED, "--", width=2 * OUTLINE),
     )
 
 
@@ -295,7 +299,8 @@ def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
       `MIN_SHARE_2D` of the longest side of the image.
     - A larger lesion gets `SIDE_PER_EXTENT` times its extent, but at most its extent plus this
       minimum.
-    - The side is at most the longest side of the image, or 1.3 times the extent if that is more.
+    - The side is at most the longest side of the image, or 1.3 times the extent if that is more,
+      so that a margin remains around the lesion.
 
     Args:
         image_mm: The sides of the image in mm.
@@ -337,20 +342,20 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
     lesions = _reorient(mask, order, flips)
     # only a picture in colour has one more axis than its grid
     if image.ndim > geometry.dims:
-        turned = display_levels(image, WINDOW)
+        shown = display_levels(image, WINDOW)
     else:
-        turned = np.flip(image.transpose(order), flips)
-    if geometry.dims == 3:
-        index = len(turned) // 2
+        shown = np.flip(image.transpose(order), flips)
+    if geometry.dims == 3:  # axis 0 of the display runs from slice to slice
+        index = len(shown) // 2
         if lesions is not None:
             if lesions.any():
                 index = int(lesions.sum(axis=(1, 2)).argmax())
             lesions = lesions[index]
-        turned = turned[index]
+        shown = shown[index]
         spacing = spacing[1:]
     figure, (axes,) = _make_panels(1)
     outline = _Outline(lesions, REFERENCE, "-")
-    _show_image(axes, turned, (outline,), spacing, np.percentile(turned, WINDOW))
+    _show_image(axes, shown, (outline,), spacing, limits=np.percentile(shown, WINDOW))
     return data_uri(figure)
 
 
@@ -380,8 +385,9 @@ def draw_slices(grey: NDArray[np.uint8], geometry: Geometry, mask: Flags) -> lis
             Image.fromarray(np.ascontiguousarray(plane)).resize((width, height)).convert("RGB")
         )
         # 0: nearest neighbour, because the mask has no values in between
-        shape = np.asarray(Image.fromarray(np.ascontiguousarray(inside)).resize((width, height), 0))
-        picture.paste(ACCEPTED, mask=Image.fromarray(binary_dilation(shape) & ~shape))
+        large = np.asarray(Image.fromarray(np.ascontiguousarray(inside)).resize((width, height), 0))
+        # the outline: the pixels next to the mask
+        picture.paste(ACCEPTED, mask=Image.fromarray(binary_dilation(large) & ~large))
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
         drawn.append(jpeg_uri(buffer))
@@ -400,6 +406,7 @@ def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[
     if image.ndim == 3 and image.dtype == np.uint8:
         return image
     low, high = np.percentile(image, window)
+    # 1e-6: a constant image must not divide by 0
     scaled = (image.astype(float) - low) / max(float(high - low), 1e-6)
     return np.asarray(np.rint(255 * np.clip(scaled, 0, 1)), np.uint8)
 
@@ -423,6 +430,7 @@ def _make_panels(n: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
         The figure, and the axes of its panels row by row from the top.
     """
     figure = Figure(figsize=(n * INCHES, rows * INCHES), facecolor="black")
+    # lower left corners, relative to the figure: the upper row first, from left to right
     corners = [(k / n, 1 - row / rows) for row in range(1, rows + 1) for k in range(n)]
     panels = [figure.add_axes((left, bottom, 1 / n, 1 / rows)) for left, bottom in corners]
     for axes in panels:
@@ -430,10 +438,10 @@ def _make_panels(n: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _crop(
+def _draw_square(
     axes: Axes,
     image: NDArray[Any],
-    masks: Sequence[_Outline],
+    outlines: Sequence[_Outline],
     spacing: NDArray[Any],
     middle: Sequence[int],
     side: float,
@@ -446,25 +454,26 @@ def _crop(
     Args:
         axes: The panel.
         image: Grey values `[h, w]` or colours `[h, w, 3]`.
-        masks: The outlines, with masks `[h, w]`.
+        outlines: The outlines, with masks `[h, w]`.
         spacing: Height and width of a voxel in mm.
         middle: The voxel at the centre of the cut-out.
         side: Side of the square in mm.
         unit: The unit of the scale bar.
     """
-    half = np.ceil(side / 2 / spacing).astype(int)
-    window = tuple(
+    half = np.ceil(side / 2 / spacing).astype(int)  # of the side, in voxels
+    # the part of the square within the image, as rows and columns
+    section = tuple(
         slice(max(m - h, 0), min(m + h + 1, n))
         for m, h, n in zip(middle, half, image.shape[:2], strict=True)
     )
     # black and white follow from the complete plane, not from the tissue around the lesion
     limits = np.percentile(image, CUTOUT_WINDOW)
-    _show_image(axes, image[window], [one.within(window) for one in masks], spacing, limits)
-    # the centre in mm, on the axes of the window
-    y, x = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
-    axes.set_ylim(y + side / 2, y - side / 2)
+    _show_image(axes, image[section], [one.within(section) for one in outlines], spacing, limits)
+    # the centre of the voxel `middle` in mm, from the corner of the section
+    y, x = ((m - part.start + 0.5) * s for m, part, s in zip(middle, section, spacing, strict=True))
+    axes.set_ylim(y + side / 2, y - side / 2)  # downwards
     axes.set_xlim(x - side / 2, x + side / 2)
-    # the scale bar in the lower right corner
+    # the scale bar and its length in the lower right corner; the edges are at ±0.5 of the side
     bar_mm = _choose_bar(side)
     right = x + 0.44 * side
     axes.plot(
@@ -499,7 +508,7 @@ def _choose_bar(side: float) -> float:
 def _show_image(
     axes: Axes,
     image: NDArray[Any],
-    masks: Sequence[_Outline],
+    outlines: Sequence[_Outline],
     spacing: NDArray[Any],
     limits: Any,
 ) -> None:
@@ -508,7 +517,7 @@ def _show_image(
     Args:
         axes: The panel.
         image: Grey values `[h, w]`, or colours `[h, w, 3]` from 0 to 255.
-        masks: The outlines, with masks `[h, w]`.
+        outlines: The outlines, with masks `[h, w]`.
         spacing: Height and width of a voxel in mm.
         limits: The grey values that are shown as black and as white.
     """
@@ -518,29 +527,30 @@ def _show_image(
         image,
         cmap="gray",
         vmin=low,
-        vmax=max(float(limits[1]), low + 1e-6),
+        vmax=max(float(limits[1]), low + 1e-6),  # also for a constant image above `vmin`
         extent=(0, width, height, 0),
         interpolation="nearest",
     )
-    for one in masks:
-        mask = one.mask
+    for outline in outlines:
+        mask = outline.mask
         if mask is None or not mask.any():
             continue
         padded = np.pad(mask.astype(np.float32), 1)  # closes outlines at the border
         # Each voxel is divided, so that outlines follow its edges instead of cutting its corners.
         # Large masks are divided less, because their edges are finer and `contour` takes longer.
         factor = max(1, min(5, 500 // max(mask.shape)))
-        padded = padded.repeat(factor, 0).repeat(factor, 1)
+        padded = padded.repeat(factor, axis=0).repeat(factor, axis=1)
+        # the centres of the parts in voxels of the image; 1 voxel of padding is before it
         down, across = ((np.arange(n) + 0.5) / factor - 1 for n in padded.shape)
         axes.contour(
             across * spacing[1],
             down * spacing[0],
             padded,
             levels=[0.5],
-            colors=one.colour,
-            linestyles=one.style,
-            linewidths=one.width,
-            alpha=one.alpha,
+            colors=outline.colour,
+            linestyles=outline.style,
+            linewidths=outline.width,
+            alpha=outline.alpha,
         )
     axes.set_aspect("equal")
     axes.set_xlim(0, width)
@@ -560,9 +570,10 @@ def _find_middle(
         box: First corner and last corner (exclusive) of the box `[2, dims]`, in voxels.
         masks: Masks of the image `[*spatial]`, or None.
     """
+    # at least one voxel within the image, also for a box outside it
     start = np.clip(np.floor(box[0]).astype(int), 0, np.array(shape) - 1)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), shape)
-    centre = (box[0] + box[1] - 1) / 2
+    centre = (box[0] + box[1] - 1) / 2  # of the first and the last voxel; `stop` is exclusive
     inside = tuple(map(slice, start, stop))
     for mask in masks:
         if mask is not None and mask[inside].any():

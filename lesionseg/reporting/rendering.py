@@ -127,7 +127,8 @@ def share_words(hits: int, n: int) -> str:
     def distance(option: Fraction) -> tuple[float, int]:
         """Return the distance of a fraction to the share, and its denominator to break ties.
 
-        Of equal fractions, such as 1/2 and 5/10, the one with the smaller denominator is chosen.
+        Of fractions at the same distance up to 0.001, the one with the smaller denominator is
+        chosen, such as 1/4 instead of 3/10 for 0.275.
         """
         return round(abs(float(option) - share), 3), option.denominator
 
@@ -138,7 +139,7 @@ def share_words(hits: int, n: int) -> str:
 def percent_near(share: float, limit: float) -> str:
     """Return a share in per cent, with enough decimals to show if it is above or below a limit.
 
-    A share that rounds to 0 or 100 % is formatted by `percent`.
+    A share that rounds to 0 or 100 % is formatted by `percent`, without decimals.
 
     >>> percent_near(0.043, 0.1), percent_near(0.0996, 0.1), percent_near(0.25, 0.1)
     ('4 %', '9.96 %', '25 %')
@@ -206,6 +207,7 @@ def render_lines(sentence: str, **values: object) -> list[str]:
         sentence: The name of the macro.
         values: The arguments of the macro.
     """
+    # Jinja makes the macros of a template attributes of its `module`
     text = str(getattr(_templates().get_template("sentences.txt.j2").module, sentence)(**values))
     return [line for line in text.splitlines() if line.strip()]
 
@@ -238,7 +240,9 @@ def _templates() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
+        # all folders `templates` of lesionseg
         loader=FileSystemLoader([*TEMPLATES.parents[1].rglob(TEMPLATES.name)]),
+        # sentences are plain text, which a page escapes when it shows them
         autoescape=select_autoescape(disabled_extensions=("txt.j2",), default=True),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -75,7 +75,8 @@ def write_viewer(
 def remove_viewer_pages(folder: Path) -> None:
     """Remove the viewer pages of an earlier report, which may show other cases or their real names.
 
-    A folder without NiiVue is left as it is, because its pages are not those of a report.
+    A folder without NiiVue is left as it is, because its pages are not those of a report. NiiVue
+    itself remains.
     """
     if (folder / NIIVUE.name).is_file():
         for page in folder.glob("*.html"):
@@ -154,6 +155,7 @@ def _slice_through(centre_mm: Sequence[float], geometry: Geometry) -> int:
     n = geometry.shape[order[0]]
     # the array index along the axis that is closest to superior-inferior
     index = round(float(np.linalg.solve(geometry.affine, [*centre_mm, 1.0])[order[0]]))
+    # axis 0 of the display may be flipped; a centre outside the scan gets the first or last slice
     return min(max(n - 1 - index if 0 in flips else index, 0), n - 1)
 
 
@@ -164,7 +166,7 @@ def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     """
     values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, np.float32))
     low, high = np.percentile(values, _WINDOW)
-    scale = 255.0 / max(float(high - low), 1e-6)
+    scale = 255.0 / max(float(high - low), 1e-6)  # not by 0 for a constant image
     result: NDArray[np.uint8] = ((values - low) * scale).round().clip(0, 255).astype(np.uint8)
     return result
 
@@ -178,6 +180,7 @@ def _affine(geometry: Geometry) -> Numbers:
     if geometry.dims == 3:
         return geometry.affine
     y, x = geometry.spacing_mm
+    # slices are 1 mm apart; −y because rows run downwards, but mm on the page upwards
     return np.array([[0, 0, x, 0], [0, -y, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
 
 
@@ -198,9 +201,10 @@ def _encode_base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
     """
     thinned = array[(slice(None, None, step),) * array.ndim]
     if thinned.ndim == 2:
-        thinned = thinned[np.newaxis]
+        thinned = thinned[np.newaxis]  # one slice
+    # a thinned voxel is `step` times as long along each axis
     grid = Geometry(thinned.shape, _affine(geometry) @ np.diag([step, step, step, 1.0]))
     with TemporaryDirectory() as folder:
         file = Path(folder) / "layer.nii.gz"
-        write_volume(file, Volume(thinned[np.newaxis], grid))
+        write_volume(file, Volume(thinned[np.newaxis], grid))  # one channel
         return base64.b64encode(file.read_bytes()).decode()

@@ -137,9 +137,9 @@ class WholeImage:
         for box in reversed(self.boxes):
             if box.text:
                 options = self._possible_tags(box)
-                free = [one for one in options if not any(map(one.overlaps, tags))]
+                free = [tag for tag in options if not any(map(tag.overlaps, tags))]
                 tags.append((free or options)[0])
-        return tags[::-1]
+        return tags[::-1]  # in the order of drawing again
 
     def _possible_tags(self, box: ImageBox) -> list[BoxTag]:
         """Return the possible positions of the text of a box within the image, the preferred first.
@@ -149,6 +149,7 @@ class WholeImage:
         the box, or to the right or left of it. If the image is hardly higher than the text, the
         only position is at its lower edge.
         """
+        # of the text: a line with its margins, and about 0.64 of the text size per character
         height = 1.25 * self.text_size
         width = (0.64 * len(box.text) + 0.6) * self.text_size
         right = box.x + box.width
@@ -158,6 +159,7 @@ class WholeImage:
         # the left upper corners: for each height, flush with the left and the right edge of the box
         corners = [(left, top) for top in tops for left in (box.x, right - width)]
         corners += [(right, box.y), (box.x - width, box.y)]
+        # the largest position at which the text is within the image
         last_left = max(self.width - width, 0.0)
         last_top = self.height - height
         tags = [
@@ -176,11 +178,12 @@ def choose_whole_images(tables: EvaluationTables) -> list[str]:
     positives. Scans with found lesions only follow. If any image has three axes, no scan is
     returned.
     """
-    if tables.scores.image_axes != (2,):
+    if tables.scores.image_axes != (2,):  # the numbers of axes that occur
         return []
     false = tables.false_positives.sort_values("score", ascending=False)
     by_miss = tables.missed["case"].unique().tolist()
     by_false = false["case"].unique().tolist()
+    # alternately from both lists; the shorter one is filled with None
     turns = [case for pair in zip_longest(by_miss, by_false) for case in pair if case]
     return list(dict.fromkeys([*turns, *tables.found["case"]]))[:MAX_WHOLE_IMAGES]
 
@@ -223,13 +226,13 @@ def draw_whole_image(scene: Scene, case: str, tables: EvaluationTables) -> Whole
         case: Name of the scan in the tables.
         tables: The tables of the evaluation.
     """
-    keys = label_keys(tables)
+    key_of_label = label_keys(tables)
     lesions = tables.lesions[tables.lesions["case"] == case]
     markings = tables.candidates[tables.candidates["case"] == case]
     boxes = [
-        *_lesion_boxes(lesions, keys),
-        *_marking_boxes(markings, keys),
-        *_nearest_boxes(lesions, markings, keys),
+        *_lesion_boxes(lesions, key_of_label),
+        *_marking_boxes(markings, key_of_label),
+        *_nearest_boxes(lesions, markings, key_of_label),
     ]
     shown = sorted(boxes, key=lambda box: not box.is_error)[:MAX_BOXES]
     # later boxes are drawn over earlier ones: errors are on top, and markings above lesions
@@ -244,39 +247,47 @@ def draw_whole_image(scene: Scene, case: str, tables: EvaluationTables) -> Whole
         height=height,
         case=case,
         words=_image_caption(
-            lesions, markings, tables, len(boxes) - len(shown), several_labels=bool(keys)
+            lesions,
+            markings,
+            tables,
+            n_left_out=len(boxes) - len(shown),
+            several_labels=bool(key_of_label),
         ),
         boxes=[replace(box, x=box.x * stretch, width=box.width * stretch) for box in drawing_order],
     )
 
 
-def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[ImageBox]:
+def _lesion_boxes(
+    lesions: pd.DataFrame, key_of_label: Mapping[str, LabelKey]
+) -> Iterator[ImageBox]:
     """Yield the box of each lesion, the largest first. A missed lesion is an error."""
     for _, row in lesions.sort_values("diameter_mm", ascending=False).iterrows():
         words = "" if row["detected"] else "missed"
-        yield _box_of_row("reference", row, keys, words, is_error=not row["detected"])
+        yield _box_of_row("reference", row, key_of_label, words, is_error=not row["detected"])
 
 
-def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[ImageBox]:
+def _marking_boxes(
+    markings: pd.DataFrame, key_of_label: Mapping[str, LabelKey]
+) -> Iterator[ImageBox]:
     """Yield the box of each accepted marking, the highest score first.
 
     A false positive is an error.
     """
     for _, row in markings[markings["accepted"]].sort_values("score", ascending=False).iterrows():
         is_false = row["outcome"] == "false_positive"
-        yield _box_of_row("accepted", row, keys, _score_words(row), is_error=is_false)
+        yield _box_of_row("accepted", row, key_of_label, _score_words(row), is_error=is_false)
 
 
 def _nearest_boxes(
-    lesions: pd.DataFrame, markings: pd.DataFrame, keys: Mapping[str, LabelKey]
+    lesions: pd.DataFrame, markings: pd.DataFrame, key_of_label: Mapping[str, LabelKey]
 ) -> Iterator[ImageBox]:
     """Yield the boxes of markings below the operating point that are nearest to a missed lesion.
 
-    They show why the lesion was missed.
+    They show why the lesion was missed. All rows are of one scan.
     """
     nearest = lesions[~lesions["detected"]]["nearest_candidate"]
     for _, row in markings[~markings["accepted"] & markings["candidate"].isin(nearest)].iterrows():
-        yield _box_of_row("below", row, keys, _score_words(row), is_error=False)
+        yield _box_of_row("below", row, key_of_label, _score_words(row), is_error=False)
 
 
 def _score_words(row: Mapping[str, Any]) -> str:
@@ -291,7 +302,7 @@ def _score_words(row: Mapping[str, Any]) -> str:
 def _box_of_row(
     kind: BoxKind,
     row: Mapping[str, Any],
-    keys: Mapping[str, LabelKey],
+    key_of_label: Mapping[str, LabelKey],
     words: str,
     *,
     is_error: bool,
@@ -301,7 +312,7 @@ def _box_of_row(
     Args:
         kind: Lesion, accepted marking, or marking below the operating point.
         row: The row of lesions.csv or candidates.csv.
-        keys: The letter and colour of each label.
+        key_of_label: The letter and colour of each label. Empty with a single label.
         words: The text at the box.
         is_error: True for a missed lesion or a false positive.
     """
@@ -314,7 +325,7 @@ def _box_of_row(
         width=float(row["stop_x_vox"]) - x,
         height=float(row["stop_y_vox"]) - y,
         words=words,
-        label=keys.get(str(row["label"])),
+        label=key_of_label.get(str(row["label"])),
         is_error=is_error,
     )
 
@@ -356,7 +367,7 @@ def _image_caption(
 
 
 def draw_picture(scene: Scene) -> str:
-    """Return the image of a scene as a JPEG in a data URI, for a whole image without its boxes.
+    """Return the image of a scene as a JPEG in a data URI. The page draws the boxes over it.
 
     A larger image is reduced to at most `MAX_SIDE` pixels per side.
     """

@@ -60,6 +60,7 @@ def size_words(row: Mapping[str, Any], tables: EvaluationTables) -> str:
         tables: The tables of the evaluation.
     """
     size = row[tables.size_column]
+    # the lower bounds of the size classes, as `size_text` needs them
     bounds = [point.at or 0.0 for point in tables.scores.curve("recall_by_size")]
     if tables.has_mm:
         return f"{size_text(size, [SMALL_MM, *bounds])} {short_unit(tables.scores.size_unit)}"
@@ -119,7 +120,8 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
     if wanted is None or not n_false or not observed:
         return ""
     allowed = max(wanted, expected or 0.0)
-    lower_end = observed * poisson_interval(n_false)[0] / n_false  # of the 95 % interval
+    # of the 95 % interval: that of the count `n_false`, scaled from counts to rates
+    lower_end = observed * poisson_interval(n_false)[0] / n_false
     if observed < 2 * allowed or lower_end <= allowed:
         return ""
     return (
@@ -133,125 +135,126 @@ def headline(tables: EvaluationTables) -> str:
 
     If sizes are known in mm, it states lesions of `SMALL_MM` or more and smaller ones separately.
     """
-    found = render_sentence(
+    lesions_found = render_sentence(
         "found_words",
         n_found=int(tables.lesions["detected"].sum()),
         n_lesions=len(tables.lesions),
-        bound="",
+        bound="",  # no words about sizes
     )
     if tables.has_mm:
-        # found among the lesions: first large ones, then small ones
-        of_size = [tables.lesions_by_size(small=small)["detected"] for small in (False, True)]
-        large, small = ((int(found.sum()), len(found)) for found in of_size)
+        # number found, and number of lesions: first of large ones, then of small ones
+        is_found = [tables.lesions_by_size(small=small)["detected"] for small in (False, True)]
+        large, small = ((int(flags.sum()), len(flags)) for flags in is_found)
         bound = f"{SMALL_MM:g} {short_unit(tables.scores.size_unit)}"
-        found = render_sentence("found_by_size", large=large, small=small, bound=bound)
+        lesions_found = render_sentence("found_by_size", large=large, small=small, bound=bound)
     return render_sentence(
         "headline",
         tables=tables,
         n_false=tables.scores.count("n_false_positive"),
         n_with_false=int((tables.cases["n_false_positive"] > 0).sum()),
-        found=found,
+        found=lesions_found,
     )
 
 
 def key_figures(tables: EvaluationTables) -> list[KeyFigure]:
-    """Return the four numbers of the first screen. Without a scan they are dashes.
+    """Return the four key figures of the first screen. Without a scan they are dashes.
 
     - The first two are lesions found, separately for large and small lesions. If the test is judged
       by boxes, or sizes in mm are unknown, they are lesions found by the rule of the test, and by
       an IoU of at least ½.
     - The third is the rate of false positives per scan.
-    - The fourth is the number of patients (or scans) with lesions, and without.
+    - The fourth is the number of patients (or scans) with lesions, and without. It is weak below
+      `FEW` patients with lesions.
     """
-    n = len(tables.cases)
     if tables.scores.is_judged_by_boxes or not tables.has_mm:
-        found = _tiles_by_overlap(tables)
+        figures = _figures_by_overlap(tables)
     else:
-        found = _tiles_by_size(tables)
-    if not n:
-        return [*found, KeyFigure("–", "false positives per scan"), KeyFigure("–", "patients")]
-    found.append(_false_positive_tile(tables))
+        figures = _figures_by_size(tables)
+    if not len(tables.cases):
+        return [*figures, KeyFigure("–", "false positives per scan"), KeyFigure("–", "patients")]
+    figures.append(_false_positive_figure(tables))
+    # patients; a patient with a lesion in any scan is one with lesions
     n_with = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
     n_without = tables.cases["group"].nunique() - n_with
     who = "patient" if tables.has_patients else "scan"
     words = f"with lesions, {n_without or 'none'} without"
-    if n_without and tables.is_partly_annotated:
+    if n_without and tables.is_partly_annotated:  # other lesions may be unmarked
         words += " a marked lesion"
     is_very_small = n_with < FEW
     if is_very_small:
         words += ": a very small test"
-    return [*found, KeyFigure(count(n_with, who), words, weak=is_very_small)]
+    return [*figures, KeyFigure(count(n_with, who), words, weak=is_very_small)]
 
 
-def _tiles_by_overlap(tables: EvaluationTables) -> list[KeyFigure]:
+def _figures_by_overlap(tables: EvaluationTables) -> list[KeyFigure]:
     """Return two key figures: lesions found by the match rule, and by an IoU of at least ½."""
     noun = "lesion" if len(tables.lesions) == 1 else "lesions"
     by_rule = f"{noun} found"
     by_iou = f"{noun} found with an IoU of ½ or more"
     return [
-        _found_tile(
+        _found_figure(
             tables.lesions["detected"],
             by_rule,
-            KeyFigure("none", "lesions in these scans")
+            without=KeyFigure("none", "lesions in these scans")
             if len(tables.cases)
             else KeyFigure("–", by_rule),
         ),
-        _found_tile(tables.lesions["iou50"], by_iou, KeyFigure("–", by_iou)),
+        _found_figure(tables.lesions["iou50"], by_iou, without=KeyFigure("–", by_iou)),
     ]
 
 
-def _tiles_by_size(tables: EvaluationTables) -> list[KeyFigure]:
+def _figures_by_size(tables: EvaluationTables) -> list[KeyFigure]:
     """Return two key figures: the lesions found of `SMALL_MM` or more, and of smaller diameter."""
-    found: list[KeyFigure] = []
+    figures: list[KeyFigure] = []
     for small in (False, True):
         of_size = tables.lesions_by_size(small=small)
         noun = "lesion" if len(of_size) == 1 else "lesions"
-        unit = tables.scores.size_unit.split(",")[0]
+        unit = tables.scores.size_unit.split(",")[0]  # without its explanation after the comma
         size = f"{noun} {'<' if small else '≥'} {SMALL_MM:g} {unit}"
         without = KeyFigure("–", f"{size} found")
         if len(tables.cases):
             without = KeyFigure("none", f"{size} in these scans")
-        found.append(_found_tile(of_size["detected"], f"{size} found", without))
-    return found
+        figures.append(_found_figure(of_size["detected"], f"{size} found", without))
+    return figures
 
 
-def _found_tile(found: "pd.Series[bool]", words: str, without: KeyFigure) -> KeyFigure:
+def _found_figure(is_found: "pd.Series[bool]", words: str, without: KeyFigure) -> KeyFigure:
     """Return a key figure with the number of lesions found, such as "8 of 10".
 
     It is weak if less than half were found.
 
     Args:
-        found: True for each lesion that was found.
+        is_found: True for each lesion that was found.
         words: The text below the number. The percentage is added to it.
         without: The key figure to return if there is no lesion.
     """
-    if not len(found):
+    if not len(is_found):
         return without
-    share = float(found.mean())
-    value = f"{int(found.sum())} of {len(found)}"
+    share = float(is_found.mean())
+    value = f"{int(is_found.sum())} of {len(is_found)}"
     return KeyFigure(value, f"{words} ({percent(share)})", weak=share < 0.5)
 
 
-def _false_positive_tile(tables: EvaluationTables) -> KeyFigure:
+def _false_positive_figure(tables: EvaluationTables) -> KeyFigure:
     """Return the key figure of false positives per scan, with the interval in its words.
 
     Its value is a dash if no scan has a prediction, and "0 on …" without a false positive. It is
     weak above 2 per scan, for far more than expected (`explain_excess`), and for 0 on fewer than 20
-    scans.
+    scans, which may be chance.
     """
     n_false = tables.scores.count("n_false_positive")
-    found = tables.scores["false_positives_per_case"]
+    rate = tables.scores["false_positives_per_case"]
     words = render_sentence(
-        "false_positives", tables=tables, n_false=n_false, value=found.value, interval=found.ci95
+        "false_positives", tables=tables, n_false=n_false, value=rate.value, interval=rate.ci95
     )
     if not tables.n_predicted:
         return KeyFigure("–", words)
     if not n_false:
         value = f"0 on {render_sentence('scans_with_false_positives', tables=tables)}"
         return KeyFigure(value, words, weak=len(tables.cases) < 20)
-    is_many = found.value is not None and found.value > 2
+    is_many = rate.value is not None and rate.value > 2
     return KeyFigure(
-        format_rate(found.value), words, weak=is_many or bool(explain_excess(tables.scores))
+        format_rate(rate.value), words, weak=is_many or bool(explain_excess(tables.scores))
     )
 
 
@@ -286,17 +289,20 @@ class Basis:
 def basis(tables: EvaluationTables) -> Basis | None:
     """Describe how long the program was trained, and how its operating point was chosen.
 
-    Return None if scores.json states neither, such as for masks of another program.
+    The result is weak if the training had fewer than `FEW_STEPS` steps per network, or the choice
+    fewer than `FEW_PATIENTS` patients. Return None if scores.json states neither, such as for masks
+    of another program.
     """
     made = tables.scores.provenance
     point = tables.scores.operating_point
+    # without the number of cases, scores.json does not state how the score was chosen
     is_chosen = point.n_cases is not None and tables.threshold is not None
     words = render_sentence("basis", made=made, point=point if is_chosen else None)
-    has_few_steps = 0 < (made.training_steps or 0) < FEW_STEPS * made.folds
+    has_few_steps = 0 < (made.training_steps or 0) < FEW_STEPS * made.folds  # one network per fold
     has_few_patients = is_chosen and (point.n_patients or 0) < FEW_PATIENTS
     if not words:
         return None
-    return Basis(f"{words[0].upper()}{words[1:]}.", has_few_steps or has_few_patients)
+    return Basis(f"{words[0].upper()}{words[1:]}.", is_weak=has_few_steps or has_few_patients)
 
 
 # --- lesions -------------------------------------------------------------------------------------
@@ -309,12 +315,12 @@ def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
         row: The row of the lesion in lesions.csv.
         tables: The tables of the evaluation.
     """
-    # the score of the candidate that the reason concerns
+    # the score of the nearest candidate, otherwise the threshold at which the lesion is found
     score = _read_number(row.get("nearest_score"))
     if score is None:
         score = _read_number(row.get("detected_at"))
     threshold = tables.threshold
-    scores = None  # the score of the nearest candidate and the threshold, if it is below
+    scores = None  # this score and the threshold as text, if the score is below
     if threshold is not None and score is not None and score < threshold:
         scores = _format_distinct(score, threshold)
     # the smallest overlap that the match rule requires; None for an unknown rule
@@ -326,8 +332,10 @@ def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
         why=str(row.get("why_missed") or ""),
         has_limit=threshold is not None,
         scores=scores,
+        # within 10 % of the threshold
         is_near=scores is not None and (score or 0.0) > 0.9 * (threshold or 0.0),
         minimum=minimum,
+        # overlaps explain nothing if the rule requires none
         covered=_read_number(row.get("covered")) if minimum else None,
         iou=_read_number(row.get("nearest_iou")) if minimum else None,
         share=_find_lesion_share(tables, str(row["case"]), candidate) if minimum else None,
@@ -373,7 +381,7 @@ def _format_distinct(score: float, limit: float) -> tuple[str, str]:
     """
     shown = format_score(score)
     shown_limit = format_score(limit)
-    digits = 4
+    digits = 4  # `format_score` shows three, or more near 1
     while shown == shown_limit and digits <= 9:
         shown = f"{score:.{digits}g}"
         shown_limit = f"{limit:.{digits}g}"
@@ -440,7 +448,7 @@ def read_questions() -> dict[str, str]:
 
     A user answers them in this file, because the program cannot know the answers.
     """
-    lines = [line.split(" | ") for line in render_lines("questions")]
+    lines = [line.split(" | ") for line in render_lines("questions")]  # "key | name"
     return {key: name.strip() for key, name in lines}
 
 
@@ -469,33 +477,33 @@ def measures(tables: EvaluationTables) -> tuple[list[Measure], str]:
         n_false=int((outcome == "false_positive").sum()),
         n_with_lesion=int((tables.cases["n_lesions"] > 0).sum()),
     )
-    found: list[Measure] = []
+    rows: list[Measure] = []
     reasons: list[str | None] = []  # why each measure has no interval; None if it has one
     for line in lines:
         key, name, meaning = (cell.strip() for cell in line.split("|"))
-        node = tables.scores[key]
+        estimate = tables.scores[key]
         interval: CI | None = None
         reason = ""
         if key.startswith("n_"):  # a number of cases or lesions has no interval
             value = str(tables.scores.count(key))
-        elif node.value is not None:
-            value = format_score(node.value)
-            interval = node.ci95
-            reason = node.reason or ""
-        elif node.reason:
+        elif estimate.value is not None:
+            value = format_score(estimate.value)
+            interval = estimate.ci95
+            reason = estimate.reason or ""
+        elif estimate.reason:
             value = "–"
-            reason = node.reason
+            reason = estimate.reason
         else:
             continue
         # the interval, or the reason why there is none
         words = " to ".join(map(format_score, interval)) if interval else reason
-        found.append(Measure(name, value, words, meaning))
+        rows.append(Measure(name, value, words, meaning))
         reasons.append(None if interval else reason)
-    shared = _find_shared(reasons)
+    shared_reason = _find_shared_reason(reasons)
     for index, why in enumerate(reasons):
-        if why == shared:
-            found[index] = replace(found[index], interval="–")
-    return found, f"– instead of an interval: {shared}." if shared else ""
+        if why == shared_reason:
+            rows[index] = replace(rows[index], interval="–")
+    return rows, f"– instead of an interval: {shared_reason}." if shared_reason else ""
 
 
 def comparison_table(scores: Scores, *, for_page: bool = False) -> list[list[str]]:
@@ -521,12 +529,12 @@ def comparison_notes(scores: Scores) -> list[str]:
     return render_lines("comparison_notes", scores=scores, for_page=False)
 
 
-def _find_shared(reasons: Iterable[str | None]) -> str:
+def _find_shared_reason(reasons: Iterable[str | None]) -> str:
     """Return the most frequent reason if it occurs at least twice, otherwise "".
 
     `measures` states this reason once below the table instead of in each row.
     """
-    counts = Counter(filter(None, reasons))
+    counts = Counter(filter(None, reasons))  # without None and ""
     if not counts:
         return ""
     reason, n = counts.most_common(1)[0]

@@ -124,7 +124,7 @@ def write_report(
     """
     options = options or ReportSection.of()
     models = _read_models(scores_dir, compare, identifiers=options.identifiers)
-    tables = models[0][1]
+    tables = models[0][1]  # of the evaluated model; a second one may follow
     study = read_study(Path(options.study) if options.study else None)
     adjudication = output / "adjudicate.csv"
     if adjudication.is_file():
@@ -245,7 +245,7 @@ def _collect_content(
         label_rows=label_rows(tables),
         about=about_lines(tables, study, identity),
         comparison=comparison_table(scores, for_page=True),
-        n_compared=len(models[-1][1].cases),
+        n_compared=len(models[-1][1].cases),  # scans of the second model, if there is one
     )
 
 
@@ -350,12 +350,12 @@ def case_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
         "warning": "warning",
     }
     cases = tables.cases
-    filled = cases.columns[cases.notna().any()]  # radiographs have no volumes, for example
+    filled = cases.columns[cases.notna().any()]  # the names of columns with a value
     shown_columns = {old: new for old, new in columns.items() if old in filled}
     for name, empty_cell in (("warning", ""), ("n_outside", 0)):
         if name in shown_columns and (cases[name].fillna(empty_cell) == empty_cell).all():
             shown_columns.pop(name)
-    cases = cases.astype(object)
+    cases = cases.astype(object)  # a copy, in which a column of numbers may contain text
     cases.loc[~tables.is_predicted, ["n_detected", "dice"]] = ["no result", None]
     if tables.has_patients:
         # patients keep the order in which they first appear
@@ -416,11 +416,12 @@ def slider_data(tables: EvaluationTables) -> dict[str, Any] | None:
     n_points = len(tables.lesions) + len(tables.false_score)
     if tables.threshold is None or not 0 < n_points <= MAX_ON_SLIDER:
         return None
-    found = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
-    rows = found.where(found.notna(), None).to_numpy().tolist()  # JSON has no NaN
+    lesions = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
+    rows = lesions.where(lesions.notna(), None).to_numpy().tolist()  # JSON has no NaN
+    unit = tables.scores.size_unit
     sizes = [
-        [part.minimum, part.below, size_class_words(part, tables.scores.size_unit)]
-        for part in tables.size_classes
+        [size_class.minimum, size_class.below, size_class_words(size_class, unit)]
+        for size_class in tables.size_classes
     ]
     return {
         "cases": tables.n_scanned,
@@ -448,6 +449,7 @@ def write_adjudication(path: Path, tables: EvaluationTables) -> int:
     """
     false = tables.false_positives.sort_values("score", ascending=False, na_position="last").copy()
     false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
+    # the columns of the box and the centre of a candidate
     positions = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
     columns = ["case", "candidate", "label", "score", "diameter_mm", *positions, "touches_lesion"]
     table = false[columns].astype(object).where(false[columns].notna(), None)
@@ -485,7 +487,7 @@ def _read_answered(path: Path) -> dict[Key, list[dict[Any, Any]]]:
     try:
         for row in read_csv(path):
             answers = {"answer": row["answer"]}
-            answers |= {name: row.get(name, "") for name in ANSWERS[1:]}
+            answers |= {name: row.get(name, "") for name in ANSWERS[1:]}  # reader and comment
             if any(answers.values()):
                 answered[candidate_key(row)].append({**row, **answers})
     except (KeyError, ValueError, OverflowError) as error:
@@ -692,32 +694,34 @@ def _has_candidates(prediction: Prediction, rows: pd.DataFrame) -> bool:
     # the axes of the columns: z, y, x, in 2-D y and x
     axes = "zyx"[3 - prediction.geometry.dims :]
     columns = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in axes]
-    numbered = zip(rows["candidate"].astype(int), rows[columns].to_numpy(float), strict=True)
+    ids = rows["candidate"].astype(int)
     return all(
-        number in boxes and np.allclose(boxes[number], box, atol=BOX_ROUNDING)
-        for number, box in numbered
+        candidate in boxes and np.allclose(boxes[candidate], box, atol=BOX_ROUNDING)
+        for candidate, box in zip(ids, rows[columns].to_numpy(float), strict=True)
     )
 
 
-def _draw_card(scene: Scene, wanted: _PictureOrder, tables: EvaluationTables) -> Card:
+def _draw_card(scene: Scene, order: _PictureOrder, tables: EvaluationTables) -> Card:
     """Draw the card of one picture, with its caption.
 
     On the first screen the picture has one plane, otherwise three. If there are several labels, the
-    label precedes the size, except on the first screen.
+    label precedes the size, except on the first screen. The picture of a false positive is about
+    this candidate, so other candidates are faded.
 
     Args:
         scene: The image and masks of the case.
-        wanted: The picture to draw.
+        order: The picture to draw.
         tables: The tables of the evaluation.
     """
-    row = wanted.row
+    row = order.row
     axes = "zyx" if scene.geometry.dims == 3 else "yx"
     start = [float(row[f"start_{axis}_vox"]) for axis in axes]
     stop = [float(row[f"stop_{axis}_vox"]) for axis in axes]
-    focus = scene.mask_of(int(row["candidate"])) if wanted.kind == "false_positive" else None
-    planes = 1 if wanted.kind == "top" else 3
+    focus = scene.mask_of(int(row["candidate"])) if order.kind == "false_positive" else None
+    planes = 1 if order.kind == "top" else 3
     size = size_words(row, tables)
-    if wanted.kind != "top" and label_keys(tables):
+    if order.kind != "top" and label_keys(tables):
         size = f"{row['label']}, {size}"
-    words = (str(row["case"]), size, wanted.words)
+    words = (str(row["case"]), size, order.words)
+    # "": the picture shows no name, because it has one scene
     return Card.draw({"": scene}, start, stop, words=words, planes=planes, focus=focus)
