@@ -139,8 +139,8 @@ class LesionChange:
 
 def count_states(changes: Iterable[LesionChange]) -> dict[str, int]:
     """Count the changes by state. The result has a key for each of `STATES`, in this order."""
-    found = Counter(change.state for change in changes)
-    return {state: found[state] for state in STATES}
+    n_of_state = Counter(change.state for change in changes)
+    return {state: n_of_state[state] for state in STATES}
 
 
 def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
@@ -156,14 +156,15 @@ def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
     }
     # a field with ids becomes numbered columns, any other field one column
     columns: list[str] = []
-    for one in fields(LesionChange):
-        numbers = range(1, n_columns.get(one.name, 0) + 1)
-        columns += [f"{one.name}_{number}" for number in numbers] or [one.name]
+    for field in fields(LesionChange):
+        numbers = range(1, n_columns.get(field.name, 0) + 1)  # empty for a field without ids
+        columns += [f"{field.name}_{number}" for number in numbers] or [field.name]
     rows = []
     for change in changes:
         row = {**vars(change), "accepted": str(change.accepted).lower()}
         for name in n_columns:
-            row |= {f"{name}_{number}": value for number, value in enumerate(row.pop(name), 1)}
+            ids = row.pop(name)
+            row |= {f"{name}_{number}": value for number, value in enumerate(ids, start=1)}
         rows.append(row)
     write_csv(path, rows, columns)
 
@@ -190,7 +191,7 @@ def size_errors(lesions: Lesions) -> Numbers:
         for axis in range(mask.ndim):
             # a face of one side is where a voxel of the lesion differs from the one before it
             differs = np.diff(mask, axis=axis, prepend=False)
-            sums[row] += np.count_nonzero(mask & differs) ** 2
+            sums[row] += np.count_nonzero(mask & differs) ** 2  # f² of the docstring
     return lesions.geometry.voxel_size * np.sqrt(sums / 6)
 
 
@@ -205,12 +206,13 @@ def find_changes(
     - Merger or split: the numbers of lesions of a group differ between the visits. Pieces do not
       count. A piece is a lesion that is not larger than `rule.n_deviations` standard errors of its
       size, or than `rule.overlap` of the largest lesion.
-    - Candidates: only the accepted candidates of a group at a visit count, or all candidates if
-      none is accepted. A group without an accepted candidate at either visit is left out.
+    - Candidates: only the accepted candidates of a group (lesions that belong together) at a visit
+      count, or all candidates if none is accepted. A group without any accepted candidate at the
+      two visits is left out.
     - Field of view: a lesion without a partner is left out if it is outside the field of view of
       the other visit.
 
-    The scores of new lesions are not set.
+    The scores of new lesions are not set, because visits have no scores (`compare_visits`).
 
     Args:
         case: Id of the pair of visits.
@@ -220,13 +222,13 @@ def find_changes(
     """
     errors_before = size_errors(before.lesions)
     errors_after = size_errors(after.lesions)
-    found = []
+    changes = []
     for rows_before, rows_after in _group_lesions(before, after, rule.overlap):
-        earlier = _Side.of(before, rows_before, errors_before)
-        later = _Side.of(after, rows_after, errors_after)
+        earlier = _LesionGroup.of(before, rows_before, errors_before)
+        later = _LesionGroup.of(after, rows_after, errors_after)
         if earlier.accepted or later.accepted:
-            found.append(_describe_change(case, earlier, later, rule))
-    return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
+            changes.append(_describe_change(case, earlier, later, rule))
+    return sorted(changes, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +256,7 @@ class VisitPair:
         remaining candidates are accepted, because the caller accepts them by their scores.
         """
         score_of = {
-            change.lesion_after[0]: change.score
+            change.lesion_after[0]: change.score  # a new lesion has one id
             for change in self.changes
             if change.accepted and change.score is not None  # only new lesions have scores
         }
@@ -264,6 +266,7 @@ class VisitPair:
             if c.id in score_of
         ]
         new.sort(key=lambda c: (-c.score, c.id))
+        # objects that were too small to be candidates (`removed`) are no new lesions
         return replace(self.after.keep(new), has_scores=True, removed=())
 
 
@@ -293,6 +296,7 @@ def compare_visits(
     """
     grid = after.geometry
     grid_before = before.geometry
+    # the grid of the earlier visit in the mm of the later one
     placed = grid_before if matrix is None else grid_before.move(matrix)
     # the centre of one field of view must be inside the other one
     share_space = grid_before.dims == grid.dims and (
@@ -316,12 +320,17 @@ def compare_visits(
     centres_mm = placed.to_mm(grid_before.to_index(lesions.centres_mm))
     earlier = Visit(
         lesions,
-        candidates_of(resampled),
-        before.accepted,
-        grid.contains(centres_mm),
+        placed=candidates_of(resampled),
+        accepted=before.accepted,
+        comparable=grid.contains(centres_mm),
     )
     lesions = candidates_of(after)
-    later = Visit(lesions, lesions, after.accepted, placed.contains(lesions.centres_mm))
+    later = Visit(
+        lesions,
+        placed=lesions,
+        accepted=after.accepted,
+        comparable=placed.contains(lesions.centres_mm),
+    )
     # the scores of new lesions; without scores, larger lesions have higher ones
     score_of = {
         c.id: c.score if after.has_scores else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
@@ -337,7 +346,7 @@ def compare_visits(
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
+class _LesionGroup:
     """The lesions of one group at one visit. A group is a set of lesions that belong together.
 
     Attributes:
@@ -353,7 +362,7 @@ class _Side:
     accepted: bool
 
     @classmethod
-    def of(cls, visit: Visit, rows: Rows, errors: Numbers) -> "_Side":
+    def of(cls, visit: Visit, rows: Rows, errors: Numbers) -> "_LesionGroup":
         """Select the accepted lesions of a group, or all of its lesions if none is accepted.
 
         Args:
@@ -387,11 +396,12 @@ class _Side:
         voxel_size = self.lesions.geometry.voxel_size
         return np.asarray(voxel_size * self.lesions.n_voxels[self.rows], float)
 
-    def n_whole(self, rule: ChangeRule) -> int:
+    def count_without_pieces(self, rule: ChangeRule) -> int:
         """Count the lesions of the group that are not pieces, to detect a merger or split.
 
         A piece is within the error of its size, or small compared with the largest lesion (see
-        `find_changes`). Return at least 1.
+        `find_changes`). Return at least 1, because a group of pieces only is one lesion. The group
+        must not be empty.
         """
         minimum = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
         return max(1, int((self.sizes > minimum).sum()))
@@ -411,10 +421,13 @@ class _Side:
         """The diameter of a sphere (in 2-D, a circle) of the summed size. None without a lesion."""
         if not self.ids:
             return None
+        # sizes are proportional to the power `dims` of diameters
         return float((self.lesions.diameters_mm[self.rows] ** self.dims).sum() ** (1 / self.dims))
 
 
-def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
+def _describe_change(
+    case: str, before: _LesionGroup, after: _LesionGroup, rule: ChangeRule
+) -> LesionChange:
     """Return the change of one group of lesions that belong together, a row of changes.csv.
 
     The summed size has changed if the difference between the visits exceeds the smallest detectable
@@ -445,14 +458,17 @@ def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -
         diameter_after_mm=after.diameter_mm,
         state=state,
         accepted=state in ("merged", "split") or exceeds_error,
-        change_ml=difference / 1000 if is_volume else None,
+        change_ml=difference / 1000 if is_volume else None,  # from mm³
         smallest_change_ml=smallest / 1000 if is_volume else None,
+        # a new or gone lesion has no change in per cent
         change_percent=100 * difference / before.size if before.ids and after.ids else None,
         smallest_change_percent=100 * smallest / (before.size or after.size),
     )
 
 
-def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_error: bool) -> State:
+def _decide_state(
+    before: _LesionGroup, after: _LesionGroup, rule: ChangeRule, *, exceeds_error: bool
+) -> State:
     """Decide what happened to a group of lesions between two visits.
 
     Different numbers of lesions, without pieces, are a merger or split, also if the summed size did
@@ -468,8 +484,8 @@ def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_erro
         return "new"
     if not after.ids:
         return "gone"
-    n_before = before.n_whole(rule)
-    n_after = after.n_whole(rule)
+    n_before = before.count_without_pieces(rule)
+    n_after = after.count_without_pieces(rule)
     if n_after != n_before:
         return "split" if n_after > n_before else "merged"
     if not exceeds_error:
@@ -488,14 +504,15 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
     n_before = len(before.placed)
     n_lesions = n_before + len(after.placed)
     links = _find_links(before.placed, after.placed, overlap)
-    ends = (links[:, 0], n_before + links[:, 1])
-    graph = coo_array((np.ones(len(links)), ends), shape=(n_lesions, n_lesions))
-    _, group_of = connected_components(graph, directed=False)
+    nodes_of_links = (links[:, 0], n_before + links[:, 1])
+    graph = coo_array((np.ones(len(links)), nodes_of_links), shape=(n_lesions, n_lesions))
+    _, group_of_node = connected_components(graph, directed=False)
     comparable = np.concatenate([before.comparable, after.comparable])
-    for group in np.unique(group_of):
-        rows = np.flatnonzero(group_of == group)
-        if len(rows) > 1 or comparable[rows].all():
-            yield rows[rows < n_before], rows[rows >= n_before] - n_before
+    for group in np.unique(group_of_node):
+        nodes = np.flatnonzero(group_of_node == group)
+        # a single node is a lesion without a partner
+        if len(nodes) > 1 or comparable[nodes].all():
+            yield nodes[nodes < n_before], nodes[nodes >= n_before] - n_before
 
 
 def _find_links(before: Lesions, after: Lesions, overlap: float) -> Rows:
@@ -510,11 +527,13 @@ def _find_links(before: Lesions, after: Lesions, overlap: float) -> Rows:
         after: The lesions of the later visit on the common grid.
         overlap: The minimum share of the smaller lesion that two lesions must have in common.
     """
+    # first without growing; a lesion is free if it has no partner
     links = _find_overlaps(before, before.has_voxels, after, after.has_voxels, overlap)
     is_free = ~np.isin(np.arange(len(before)), links[:, 0])
     is_other_free = ~np.isin(np.arange(len(after)), links[:, 1])
     grown_before = _find_overlaps(before, is_free, after, is_other_free, overlap, grow=True)
     grown_after = _find_overlaps(after, is_other_free, before, is_free, overlap, grow=True)
+    # the columns are before and after; in `grown_after` they are swapped
     return np.concatenate([links, grown_before, grown_after[:, ::-1]])
 
 
@@ -534,7 +553,7 @@ def _find_overlaps(
 
     Args:
         lesions: The lesions whose voxels are compared.
-        is_free: True for lesions `[n]` to compare, such as those that still have no partner.
+        is_free: True for lesions `[n]` to compare, such as those that have no partner yet.
         others: The lesions of the other visit on the same grid.
         is_other_free: True for `others` `[m]` to compare.
         overlap: The minimum share of the smaller lesion that both have in common.
@@ -563,6 +582,6 @@ def _grow_by_one_voxel(voxels: Rows, shape: tuple[int, ...]) -> Rows:
         shape: The shape of the volume. Neighbours outside it are left out.
     """
     dims = len(shape)
-    steps = np.array(list(product((-1, 0, 1), repeat=dims)))
+    steps = np.array(list(product((-1, 0, 1), repeat=dims)))  # with 0, the voxel itself
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)
     return grown[((grown >= 0) & (grown < shape)).all(axis=1)]

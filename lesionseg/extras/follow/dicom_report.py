@@ -87,13 +87,15 @@ def write_change_report(
         if change.reaches(point):
             for lesion in change.lesion_after:
                 since[lesion] = (change.state, change.volume_before_ml)
+    # the report lists the accepted candidates
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
     try:
         report.write(
+            # the operating point of the prediction did not accept these candidates
             replace(prediction, candidates=candidates, operating_point=None),
-            {c.label: f"lesion of label {c.label}" for c in candidates},
-            since,
-            _remark(changes, point, prediction.geometry.size_unit),
+            labels={c.label: f"lesion of label {c.label}" for c in candidates},
+            since=since,
+            remark=_comment_on_lesions(changes, point, prediction.geometry.size_unit),
         )
     except (ContentError, GeometryError) as error:
         _log.warning("%s has no DICOM report: %s", prediction.case, error)
@@ -101,7 +103,9 @@ def write_change_report(
     return ""
 
 
-def _remark(changes: Sequence[LesionChange], point: OperatingPoint | None, unit: str) -> str:
+def _comment_on_lesions(
+    changes: Sequence[LesionChange], point: OperatingPoint | None, unit: str
+) -> str:
     """Return the comment of the report: lesions that are gone, and new ones that are too thin.
 
     The report itself only lists lesions of the later visit. New lesions below the operating point
@@ -113,7 +117,7 @@ def _remark(changes: Sequence[LesionChange], point: OperatingPoint | None, unit:
         unit: The unit of diameters.
     """
     gone = [_size_before(change, unit) for change in changes if change.state == "gone"]
-    remark = f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}."
+    comment = f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}."
     thin = [
         str(lesion)
         for change in changes
@@ -121,8 +125,8 @@ def _remark(changes: Sequence[LesionChange], point: OperatingPoint | None, unit:
         for lesion in change.lesion_after
     ]
     if thin:
-        remark += f" New but too thin to be sure: candidate {', '.join(thin)}."
-    return remark
+        comment += f" New but too thin to be sure: candidate {', '.join(thin)}."
+    return comment
 
 
 def _size_before(change: LesionChange, unit: str) -> str:

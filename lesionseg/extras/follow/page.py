@@ -47,6 +47,7 @@ def draw_changes(
     grid = pair.after.geometry
     before = _lesions_to_outline(pair.before, [c.lesion_before for c in accepted])
     after = _lesions_to_outline(pair.after, [c.lesion_after for c in accepted])
+    # both scans on the grid of the later one; the earlier lesions have the colour of a reference
     scenes = {
         visit: Scene(
             read_finite(image, grid, matrix=matrix).array[0].astype(np.float32),
@@ -64,15 +65,15 @@ def draw_changes(
         start = np.min([c.start_vox for c in lesions], axis=0).tolist()
         stop = np.max([c.stop_vox for c in lesions], axis=0).tolist()
         diameters = (change.diameter_before_mm, change.diameter_after_mm)
-        sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]
-        visit = _find_visit_of_candidates(pair, change)
-        words = (name, " → ".join(sizes), _change_words(change, visit))
+        sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]  # one if new or gone
+        visit_below = _find_visit_below_limit(pair, change)
+        words = (name, " → ".join(sizes), _change_words(change, visit_below))
         cards.append((change, Card.draw(scenes, start, stop, words=words, planes=1)))
     return cards
 
 
 def _lesions_to_outline(
-    visit: Prediction, of_changes: Iterable[Sequence[int]]
+    visit: Prediction, ids_of_changes: Iterable[Sequence[int]]
 ) -> NDArray[np.bool_]:
     """Return the mask `[*spatial]` of the lesions of a visit to outline in the pictures.
 
@@ -81,20 +82,20 @@ def _lesions_to_outline(
 
     Args:
         visit: The prediction of the visit.
-        of_changes: The ids of the candidates of each change.
+        ids_of_changes: The ids of the candidates of each change.
     """
     if visit.instances is None:
         return np.zeros(visit.geometry.shape, bool)
     ids = {candidate.id for candidate in visit.candidates if candidate.accepted}
-    ids.update(number for numbers in of_changes for number in numbers)
+    ids.update(candidate for candidates in ids_of_changes for candidate in candidates)
     return np.isin(visit.instances, sorted(ids))
 
 
-def _find_visit_of_candidates(pair: VisitPair, change: LesionChange) -> str:
+def _find_visit_below_limit(pair: VisitPair, change: LesionChange) -> str:
     """Return the visit at which no candidate of a change is accepted, "earlier" or "later".
 
     The caption states that the lesion is below the limit there. Return "" if there is no such
-    visit.
+    visit. A visit without candidates of the change, such as before a new lesion, is none.
     """
     visits = ((pair.before, change.lesion_before), (pair.after, change.lesion_after))
     for name, (visit, ids) in zip(VISITS, visits, strict=True):
@@ -109,8 +110,7 @@ def _change_words(change: LesionChange, visit: str) -> str:
 
     Args:
         change: The change.
-        visit: The visit at which the lesion is below the limit (`_find_visit_of_candidates`), or
-            "".
+        visit: The visit at which the lesion is below the limit (`_find_visit_below_limit`), or "".
     """
     words: str = change.state
     if change.change_percent is not None:
@@ -142,7 +142,7 @@ def write_follow_page(
     unit = joint_unit(pair.unit for pair in pairs)
     alignments = list(dict.fromkeys(pair.alignment for pair in pairs))
     # the numbers are those of sure changes and stable lesions, the volumes those of all lesions
-    rows = [
+    pair_rows = [
         {
             "pair": names[case],
             **count_states(c for c in pair.changes if c.accepted or c.state == "stable"),
@@ -167,10 +167,10 @@ def write_follow_page(
         }
         for change in accepted
     ]
-    left_out = set() if len(alignments) > 1 else {"aligned by"}
+    left_out = set() if len(alignments) > 1 else {"aligned by"}  # columns of both tables
     if all(c.volume_before_ml is c.volume_after_ml is None for c in changes):  # 2-D images
         left_out |= {"ml before", "ml after"}
-    for row in rows + change_rows:
+    for row in pair_rows + change_rows:
         for column in left_out:
             row.pop(column, None)
     write_page(
@@ -188,7 +188,7 @@ def write_follow_page(
         point=point,
         sections=_group_cards(card for pair in pairs for card in pair.cards),
         aligned=alignments,
-        pairs=rows,
+        pairs=pair_rows,
         not_compared=[name for case, name in names.items() if case not in followed],
         changes=change_rows,
     )
@@ -200,11 +200,12 @@ def _group_cards(cards: Iterable[tuple[LesionChange, Card]]) -> dict[str, list[C
     Only the pictures of the `MAX_PICTURES` largest lesions of all states are shown. States without
     a picture are left out.
     """
-    shown = sorted(cards, key=lambda drawn: drawn[0].max_diameter_mm, reverse=True)[:MAX_PICTURES]
+    # the first item of each pair is the change
+    largest = sorted(cards, key=lambda pair: pair[0].max_diameter_mm, reverse=True)[:MAX_PICTURES]
     sections = {
-        state: [card for change, card in shown if change.state == state] for state in STATES
+        state: [card for change, card in largest if change.state == state] for state in STATES
     }
-    return {state: own for state, own in sections.items() if own}
+    return {state: cards_of_state for state, cards_of_state in sections.items() if cards_of_state}
 
 
 def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
@@ -218,17 +219,17 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
         unit: The unit of diameters.
     """
     figure, axes = new_figure()
-    smaller = ("gone", "shrunk")
-    for change in sorted(changes, key=lambda one: one.accepted):  # accepted changes on top
-        colour = LESS if change.state in smaller else MORE
+    for change in sorted(changes, key=lambda change: change.accepted):  # accepted ones on top
+        colour = LESS if change.state in ("gone", "shrunk") else MORE
         if change.state == "stable" or not change.accepted:
             colour = UNSURE_COLOUR
         x = change.diameter_before_mm or 0.0
         y = change.diameter_after_mm or 0.0
         axes.plot(x, y, "o", color=colour, mec="white", mew=0.6, markersize=6)
-    top = 1.08 * max(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot([0, top], [0, top], color="0.6", linewidth=1, zorder=0)
-    axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))
+    # equal axes; the margins show dots at 0 and at the end completely
+    end = 1.08 * max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([0, end], [0, end], color="0.6", linewidth=1, zorder=0)
+    axes.set(xlim=(-0.02 * end, end), ylim=(-0.02 * end, end))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel=f"diameter at the earlier visit, {unit}", ylabel=f"at the later visit, {unit}")

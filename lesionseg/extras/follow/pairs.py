@@ -77,11 +77,11 @@ class PairReader:
         _check_names(later.case, before, after)
         grids = GridPair(_mask_path(earlier), before.geometry, _mask_path(later), after.geometry)
         grids.check_headers()
-        # decide if the scans must be registered
+        # decide if the scans must be registered; `headers` never registers
         is_one_grid = before.geometry.matches(after.geometry)
         needs_alignment = self.register == "rigid"
         if self.register == "auto":  # scans on one grid count as registered
-            needs_alignment = not is_one_grid and earlier.image is not None
+            needs_alignment = not is_one_grid and earlier.image is not None  # both have scans
         alignment = None
         if needs_alignment:
             alignment = _register(earlier, later)
@@ -107,7 +107,7 @@ def _register(earlier: VisitFiles, later: VisitFiles) -> Alignment:
             f"Case {later.case} has no scan to register with. Give before_images= and "
             "after_images=, named by case, or register=headers."
         )
-    alignment = register_rigid(read_finite(later.image), read_finite(earlier.image))
+    alignment = register_rigid(fixed=read_finite(later.image), moving=read_finite(earlier.image))
     if alignment.foreground_dice < MIN_FOREGROUND_DICE:
         raise GeometryError(
             f"Case {later.case}: the registration is poor (Dice of foregrounds "
@@ -132,13 +132,13 @@ def _read_prediction(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
         GeometryError: If the mask has lost the header of its scan.
     """
     files = visit.prediction
-    refusal = ContentError(
+    no_masks = ContentError(
         f"{files.candidates or visit.case}: boxes without masks cannot be compared by size. "
         "Give masks; model=retina_unet writes them."
     )
     if files.mask is None and files.instances is None:
-        raise refusal  # before `read`, which needs a grid
-    geometry = None
+        raise no_masks  # before `read`, which needs a grid
+    geometry = None  # the grid of the mask
     if visit.image is not None:
         grid_of_scan = read_geometry(visit.image)
         geometry = grid_of_scan if grid_of_scan.dims == 2 else None
@@ -151,7 +151,7 @@ def _read_prediction(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
         grids.check_spacing()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if lacks_masks or prediction.instances is None:
-        raise refusal
+        raise no_masks
     return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
 
 
@@ -198,10 +198,10 @@ def _check_values(visits: VisitPair, rule: ChangeRule) -> None:
         visit.keep([c for c in visit.candidates if (state, c.id) in states])
         for visit, state in ((visits.before, "gone"), (visits.after, "new"))
     )
-    # compare again with a single label: now the same lesions overlap
+    # compare again with a single label, so that equal lesions are partners
     pooled = compare_visits(new.case, gone.with_one_label(), new.with_one_label(), rule)
     if any(change.lesion_before and change.lesion_after for change in pooled.changes):
-        first, second = (sorted({c.label for c in one.candidates}) for one in (gone, new))
+        first, second = (sorted({c.label for c in visit.candidates}) for visit in (gone, new))
         raise ContentError(
             f"Case {new.case}: lesions at the same place have different labels: before {first}, "
             f"after {second}. They would be gone and new. Write both masks with the same values, "

@@ -167,17 +167,19 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     """
     folder = Path(cfg.output)
     rule = ChangeRule(cfg.overlap, cfg.confidence)
-    reader = PairReader(rule, cfg.register_, cfg.merge_labels)
+    reader = PairReader(rule, register=cfg.register_, merge_labels=cfg.merge_labels)
     if cfg.operating_point is not None and cfg.bundle is None:
         raise ConfigError(
             "operating_point= needs bundle=, because it applies to new predictions. Add bundle=, "
             "or leave operating_point= out."
         )
     # find the pairs of visits, their reference masks and reports
-    timelines, unpredicted = _timelines(cfg, progress)
+    timelines, unpredicted = _find_timelines(cfg, progress)
     # each visit with the one before, by the id of the later one
-    pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
-    masks = {} if cfg.reference is None else _change_masks(Path(cfg.reference), pairs)
+    pairs = {
+        later.case: (earlier, later) for visits in timelines for earlier, later in pairwise(visits)
+    }
+    masks = {} if cfg.reference is None else _find_change_masks(Path(cfg.reference), pairs)
     reports = find_reports(later for _, later in pairs.values()) if cfg.dicom_output else None
     # choose the operating point of new lesions on pairs that are known to be stable
     point = None
@@ -186,26 +188,27 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         if unpredicted:  # a visit may have lost the visit that it would be compared with
             left_out |= {visit.case for visits in timelines for visit in visits} - pairs.keys()
         point = stable_point(cfg.stable, pairs, reader, left_out, cfg.false_new_per_pair)
-    numbers = enumerate([*pairs, *unpredicted], start=1)
-    names = {case: case if cfg.identifiers else f"case {number}" for number, case in numbers}
+    # the names of pairs on the page: ids, or pseudonyms
+    numbered_cases = enumerate([*pairs, *unpredicted], start=1)
+    names = {case: case if cfg.identifiers else f"case {number}" for number, case in numbered_cases}
     # compare the pairs one after the other
     followed: dict[str, FollowedPair] = {}
     errors: dict[str, Exception] = {}
     with bar("Following", progress) as advance:
-        for done, (case, files) in enumerate(pairs.items(), start=1):
+        for n_done, (case, files) in enumerate(pairs.items(), start=1):
             try:
                 report = plan_report(reports, files[1], folder)
                 name = names[case]
                 followed[case] = _follow_pair(files, reader, point, name, masks.get(case), report)
             except _FAULTS_OF_PAIR as error:
                 errors[case] = error
-            advance(case, done, len(pairs))
+            advance(case, n_done, len(pairs))
     if not followed:
         raise _nothing_followed(errors)
     for case, problem in errors.items():
         _log.warning("Not followed, %s: %s", case, problem)
     # score the new lesions, and write the tables and the page
-    stable = {pairs[case][1].patient for case in followed if case in (cfg.stable or ())}
+    stable_patients = {pairs[case][1].patient for case in followed if case in (cfg.stable or ())}
     settings = SummarySettings(
         evaluated_on=UNKNOWN_ROLE,
         operating_point=point,
@@ -213,15 +216,16 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         seed=cfg.seed,
         provenance={"lesionseg": __version__, "scored": "new lesions between two visits"},
     )
-    _write_change_scores(folder, followed.values(), stable, settings)
+    _write_change_scores(folder, followed.values(), stable_patients, settings)
+    # visits that could not be predicted were logged, but are rows of pairs.csv, too
     for case, why in unpredicted.items():
         errors[case] = DatasetError(f"The visit could not be predicted: {why}")
     failed = [Finding.of(error, case) for case, error in errors.items()]
     changes = tuple(change for pair in followed.values() for change in pair.changes)
     write_changes(folder / "changes.csv", changes)
     rows = [pair.row for pair in followed.values()]
-    failed_rows = [{"case": one.case, "message": one.message} for one in failed]
-    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
+    failed_rows = [{"case": finding.case, "message": finding.message} for finding in failed]
+    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))  # columns of a row
     write_follow_page(folder / "follow.html", followed, names=names, rule=rule, point=point)
     return FollowOutcome(
         changes=changes,
@@ -282,12 +286,13 @@ def _follow_pair(
     return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, match)
 
 
-def _timelines(
+def _find_timelines(
     cfg: FollowConfig, progress: Advance | None
 ) -> tuple[list[list[VisitFiles]], dict[str, str]]:
     """Return the visits of each patient in order. With a bundle, predict them first.
 
-    The visits are those of the folders `before` and `after`, or those of the table `visits`.
+    The visits are those of the folders `before` and `after`, or those of the table `visits`. A line
+    in the log states the order of the visits of a table.
 
     Returns:
         The visits that have predictions, one list per patient, and the reason of each visit that
@@ -304,7 +309,11 @@ def _timelines(
     if cfg.bundle is not None:
         unpredicted = _predict_visits(cfg, predictions, progress)
     timelines = visits_of_table(patients, predictions, unpredicted)
-    orders = (f"{one[0].patient}: {', '.join(v.visit for v in one)}" for one in timelines if one)
+    orders = (
+        f"{visits[0].patient}: {', '.join(visit.visit for visit in visits)}"
+        for visits in timelines
+        if visits
+    )
     _log.info("Order of the visits: %s", join_names(orders))
     return timelines, unpredicted
 
@@ -322,14 +331,15 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
         if row.is_done:
             continue
         why = row.message
-        if row.key == row.CONFLICT:  # its message names a setting that `follow` lacks
+        # other results have this name; the message of `predict` names a setting that `follow` lacks
+        if row.key == row.CONFLICT:
             why = f"{folder} contains other results of this name. Name another output."
         unpredicted[row.case] = why
         _log.warning("Visit %s could not be predicted: %s", row.case, why)
     return unpredicted
 
 
-def _change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
+def _find_change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
     """Find the reference masks of new lesions in a folder.
 
     Pairs without a mask are named in a warning.
@@ -344,8 +354,8 @@ def _change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[str, P
     Raises:
         DatasetError: If no mask has the name of a pair.
     """
-    found = find_predictions(folder)
-    masks = {case: files.mask for case, files in found.items() if files.mask is not None}
+    files_of_case = find_predictions(folder)  # masks have the form of predictions
+    masks = {case: files.mask for case, files in files_of_case.items() if files.mask is not None}
     missing = [case for case in pairs if case not in masks]
     if len(missing) == len(pairs):
         raise DatasetError(
@@ -379,14 +389,16 @@ def _write_change_scores(
     if not matches:
         return
     tables = Tables.of(match.rows() for match in matches)
-    shared = tables.cases["case"][tables.cases["group"].isin(stable_patients)].tolist()
+    is_of_stable = tables.cases["group"].isin(stable_patients)
+    cases_of_stable = tables.cases["case"][is_of_stable].tolist()
     point = settings.operating_point
-    if point is not None and shared:
+    if point is not None and cases_of_stable:
         _log.warning(
             "stable= names pairs of patients who are scored (%s), so the operating point is chosen "
             "on them and the scores are too optimistic. Name stable pairs of other patients.",
-            join_names(shared),
+            join_names(cases_of_stable),
         )
+        # the role of the scored pairs: the scores then state that the point was chosen on them
         settings = replace(settings, operating_point=replace(point, chosen_on=UNKNOWN_ROLE))
     write_scores(folder, tables, summarise(tables, matches[0].preset, settings))
 
@@ -416,17 +428,19 @@ def stable_point(
         DatasetError: If no stable pair can be compared.
     """
     stable = set(stable)
+    # errors are strict: a wrong name must not silently reduce the pairs
     unknown = sorted(stable - pairs.keys() - set(left_out))
     if unknown or not stable:
         wrong = f"these are not pairs: {', '.join(unknown)}" if unknown else "no case was given"
         raise ConfigError(f"stable=: {wrong}. Name the later visits of stable pairs.")
     matches = []
-    missing = DatasetError("it or its earlier visit has no prediction")
-    errors: dict[str, Exception] = dict.fromkeys(stable - pairs.keys(), missing)
+    no_prediction = DatasetError("it or its earlier visit has no prediction")
+    errors: dict[str, Exception] = dict.fromkeys(stable - pairs.keys(), no_prediction)
     for case in sorted(stable & pairs.keys()):
         try:
             visits, _ = reader.read(pairs[case])
-            matches.append(_match_new_lesions(visits, None, pairs[case][1].patient))
+            group = pairs[case][1].patient
+            matches.append(_match_new_lesions(visits, reference=None, group=group))
         except _FAULTS_OF_PAIR as error:
             errors[case] = error
     lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(errors.items()))
@@ -435,7 +449,9 @@ def stable_point(
     if errors:
         _log.warning("These stable pairs do not choose the operating point:\n  %s", lines)
     tables = Tables.of(match.rows() for match in matches)
-    point = choose(tables, OperatingPointAim("fp_per_case", false_new_per_pair), quiet=True)
+    aim = OperatingPointAim(kind="fp_per_case", value=false_new_per_pair)
+    point = choose(tables, aim, quiet=True)
+    # without candidates or if all are within the rate, new pairs need no limit either
     if point.score <= min(tables.candidates["score"], default=1.0):
         return replace(point, score=0.0)
     return point
@@ -444,7 +460,7 @@ def stable_point(
 def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: str) -> MatchedCase:
     """Match the new lesions of a pair with the reference of new lesions.
 
-    The matches give the scores of `follow`, and the operating point (`stable_point`).
+    The scores of `follow`, and the operating point (`stable_point`), are computed from the matches.
 
     Args:
         visits: The comparison of the pair.
@@ -456,7 +472,7 @@ def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: st
     role = UNKNOWN_ROLE
     if reference is None:
         role = "stable"
-        reference = Reference(new.geometry, np.zeros(new.geometry.shape, np.uint8))
+        reference = Reference(new.geometry, np.zeros(new.geometry.shape, np.uint8))  # no lesion
     return match_case(reference, new, case=new.case, group=group, role=role)
 
 
@@ -476,7 +492,8 @@ def _pair_row(
     earlier, later = files
     before = [c.volume_before_ml for c in changes if c.volume_before_ml is not None]
     after = [c.volume_after_ml for c in changes if c.volume_after_ml is not None]
-    has_volumes = bool(before or after or not changes)  # lesions of 2-D images have none
+    # lesions of 2-D images have none; without lesions, the volumes are 0
+    has_volumes = bool(before or after or not changes)
     return {
         "case": later.case,
         **count_states(changes),
@@ -486,6 +503,7 @@ def _pair_row(
         "registered": "rigid" if alignment else "headers",
         "mutual_information": None if alignment is None else alignment.mutual_information,
         "foreground_dice": None if alignment is None else alignment.foreground_dice,
+        # visits of two folders have the same id
         "earlier": earlier.case if earlier.case != later.case else "",
         "group": later.group,
         "earlier_visit": earlier.visit,

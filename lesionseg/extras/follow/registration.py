@@ -60,7 +60,9 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=1.0, minStep=1e-4, numberOfIterations=200
     )
+    # a step of an angle or a shift is measured by how far it moves the voxels
     method.SetOptimizerScalesFromPhysicalShift()
+    # from a quarter of the resolution to the full one; smoothed by σ voxels before it is reduced
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])
     # Sums over several threads differ in their last digits. The method's own number of threads
@@ -68,28 +70,29 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     n_threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        rigid = sitk.Euler3DTransform()
         # air has no mass: in Hounsfield units it would have a negative one
         transform = sitk.CenteredTransformInitializer(
             fixed_image - float(fixed.array[0].min()),
             moving_image - float(moving.array[0].min()),
-            rigid,
-            sitk.CenteredTransformInitializerFilter.MOMENTS,
+            sitk.Euler3DTransform(),
+            sitk.CenteredTransformInitializerFilter.MOMENTS,  # aligns the centres of mass
         )
+        # `Execute` changes `transform` itself
         method.SetInitialTransform(transform, inPlace=True)
         method.Execute(fixed_image, moving_image)
     except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1]
-        text = f"The two scans cannot be registered ({last}). Set register=headers."
+        last_line = str(error).strip().splitlines()[-1]  # the others name places in C++ files
+        text = f"The two scans cannot be registered ({last_line}). Set register=headers."
         raise GeometryError(text) from error
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
-    movement = sitk.Euler3DTransform(transform)
-    # the transform as a matrix: rotation, and the image of the origin
+    euler = sitk.Euler3DTransform(transform)  # `transform` may lack `GetMatrix`
+    # the transform as a matrix: the rotation, and the point to which the origin goes
     to_moving = np.eye(4)
-    to_moving[:3, :3] = np.reshape(movement.GetMatrix(), (3, 3))
-    to_moving[:3, 3] = movement.TransformPoint((0.0, 0.0, 0.0))
-    # SimpleITK's transform maps fixed to moving points; lesions need the inverse
+    to_moving[:3, :3] = np.reshape(euler.GetMatrix(), (3, 3))
+    to_moving[:3, 3] = euler.TransformPoint((0.0, 0.0, 0.0))
+    # SimpleITK's transform maps fixed to moving points in ITK's millimetres; lesions need the
+    # inverse in RAS millimetres (`_TO_RAS` is its own inverse)
     matrix = np.asarray(np.linalg.inv(_TO_RAS @ to_moving @ _TO_RAS), float)
     # the method minimises, so its metric is the negative mutual information
     information = -float(method.GetMetricValue())
@@ -109,16 +112,18 @@ def _foreground_dice(fixed: Any, moving: Any, transform: Any) -> float:
     """
     import SimpleITK as sitk
 
-    def move(image: Any) -> NDArray[Any]:
+    def resample_to_fixed(image: Any) -> NDArray[Any]:
         """Return an image of the moving scan as an array on the grid of the fixed scan."""
+        # 0: the value outside the image
         resampled = sitk.Resample(image, fixed, transform, sitk.sitkNearestNeighbor, 0)
         result: NDArray[Any] = sitk.GetArrayFromImage(resampled)
         return result
 
     # ones within the moving scan, and 0 outside
-    field_of_view = move(sitk.Cast(moving * 0 + 1, sitk.sitkUInt8))
+    field_of_view = resample_to_fixed(sitk.Cast(moving * 0 + 1, sitk.sitkUInt8))
+    # the threshold filter gives 0 up to the threshold, and 1 above it
     first = sitk.GetArrayFromImage(sitk.OtsuThreshold(fixed, 0, 1)) > 0
     first &= field_of_view > 0
-    second = move(sitk.OtsuThreshold(moving, 0, 1)) > 0
+    second = resample_to_fixed(sitk.OtsuThreshold(moving, 0, 1)) > 0
     total = int(first.sum()) + int(second.sum())
     return 2 * float((first & second).sum()) / total if total else 0.0

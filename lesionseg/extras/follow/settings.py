@@ -59,12 +59,12 @@ class FollowConfig(OutputCommand):
             ValueError: If the settings are neither.
         """
         folders = [self.before, self.after]
-        has_all_folders = None not in folders
+        has_both_folders = None not in folders
         has_no_folder = folders == [None, None]
         has_no_table = self.visits is None and self.bundle is None and self.predictions is None
-        has_one_source = (self.bundle is None) != (self.predictions is None)
-        are_two_folders = has_all_folders and has_no_table
-        is_table = self.visits is not None and has_one_source and has_no_folder
+        has_bundle_or_predictions = (self.bundle is None) != (self.predictions is None)  # not both
+        are_two_folders = has_both_folders and has_no_table
+        is_table = self.visits is not None and has_bundle_or_predictions and has_no_folder
         if not are_two_folders and not is_table:
             raise ValueError(
                 "give before= and after=, or visits= with either bundle= or predictions="

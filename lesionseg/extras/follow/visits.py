@@ -89,8 +89,9 @@ def visits_of_folders(
         (first, _scans_of_cases(before_images, in_both)),
         (second, _scans_of_cases(after_images, in_both)),
     )
+    # the items of `folders` are the predictions and the scans of the earlier and the later visits
     return [
-        [VisitFiles(case, found[case], scans.get(case)) for found, scans in folders]
+        [VisitFiles(case, predictions[case], scans.get(case)) for predictions, scans in folders]
         for case in in_both
     ]
 
@@ -104,7 +105,8 @@ def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]
     """
     if folder is None:
         return {}
-    scans = {files.case: files.images[0] for files in find_scans(Path(folder), 1).cases()}
+    # the first channel is enough to register and to show a scan
+    scans = {files.case: files.images[0] for files in find_scans(Path(folder), channels=1).cases()}
     without = [case for case in cases if case not in scans]
     if without:
         _log.warning(
@@ -133,24 +135,26 @@ def visits_of_table(
     Raises:
         DatasetError: If no patient has two visits with predictions.
     """
-    found = find_predictions(folder) if len(unpredicted) < sum(map(len, patients)) else {}
+    # a folder without any prediction would be an error of `find_predictions`
+    n_visits = sum(map(len, patients))
+    predictions = find_predictions(folder) if len(unpredicted) < n_visits else {}
     timelines: list[list[VisitFiles]] = []
     missing: list[str] = []
     for visits in patients:
         timeline = [
             VisitFiles(
                 files.case,
-                found[files.case],
+                predictions[files.case],
                 files.images[0],
                 group=files.group,
                 visit=files.columns.get("visit", ""),
             )
             for files in visits
-            if files.case in found and files.case not in unpredicted
+            if files.case in predictions and files.case not in unpredicted
         ]
         timelines.append(timeline)
-        followed = {visit.case for visit in timeline} if len(timeline) > 1 else set()
-        missing += [files.case for files in visits if files.case not in followed]
+        comparable = {visit.case for visit in timeline} if len(timeline) > 1 else set()
+        missing += [files.case for files in visits if files.case not in comparable]
     if all(len(timeline) < 2 for timeline in timelines):
         if unpredicted:
             reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
@@ -175,7 +179,7 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
     Args:
         scans: The scans. Their `group` is the patient, and their column `visit` contains a number
             or a date such as 2024-05-31, 20240531 or 240531.
-        table: The file's name for messages.
+        table: The file of the scans, for messages.
 
     Returns:
         The visits of each patient, in the order in which patients first appear. A patient may have
@@ -229,6 +233,6 @@ def _parse_time(text: str) -> Any:
     text = re.sub(r"\.0+$", "", text)  # a table program may write 20240531.0
     if not _DATE.fullmatch(text):
         return float(text) if _NUMBER.fullmatch(text) else None
-    # only YYMMDD, with 6 characters, lacks the century
+    # only YYMMDD, with 6 characters, lacks the century; text comparison: "690101" > "69"
     century = "" if len(text) > 6 else "19" if text > "69" else "20"
     return century + text.replace("-", "")

@@ -33,7 +33,7 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         began = time.monotonic()
-        status = LEFT
+        status = LEFT  # until an answer begins
         n_bytes = 0
 
         async def receive_and_count() -> Message:
@@ -57,7 +57,7 @@ class AccessLog:
             raise
         finally:
             path = _route(scope)
-            is_detail = path == "/health" and status == 200
+            is_detail = path == "/health" and status == 200  # a monitor may ask often
             client = scope.get("client")
             logger.log(
                 logging.DEBUG if is_detail else logging.INFO,

@@ -44,7 +44,7 @@ class ServerReply:
         """
         headers = {"Content-Disposition": f'attachment; filename="{self.name}"'}
         if self.warning:
-            text = " ".join(self.warning.split())
+            text = " ".join(self.warning.split())  # a header has one line
             headers[WARNING_HEADER] = text.encode("ascii", "backslashreplace").decode()
         return headers
 
@@ -78,6 +78,7 @@ def predict_scan(
         scan = _find_single_scan(folder, len(predictor.plan.channel_names))
         is_large = _is_large(scan, predictor, budget)
         volume = predictor.read(scan)
+        # the page shows the volume, so its values must then stay
         prepared = predictor.prepare_volume(volume, CASE, overwrite=result != "view")
         inferred = predictor.infer(prepared, folder=folder if is_large else None)
         del prepared  # the candidates need the memory
@@ -89,20 +90,21 @@ def predict_scan(
             write_prediction(Path(output), prediction, like=scan.images[0])
             if result in ("mask", "candidates"):
                 written = next(Path(output).glob(f"{CASE}_{result}*"), None)
-                if written is None:
+                if written is None:  # a model that detects writes no mask
                     raise ContentError(f"This model has no {result}. Request result=candidates.")
                 return ServerReply(written.name, written.read_bytes(), warning)
             zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
         if result == "all":
             return ServerReply(zipped.name, zipped.read_bytes(), warning)
-        # the data of the page: the viewer's data, with the zip, the warning and the channels
+        # the data of the page ("view"): that of the viewer, the zip, the warning, and the channels
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
         view = viewer_data(scene, with_slices=not NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
         view["warning"] = warning
+        # the page shows which file is which channel, which matters with several channels only
         channels = predictor.plan.channel_names
-        files = zip(channels, sent, strict=True) if len(sent) == len(channels) > 1 else ()
-        view["channels"] = [{"channel": channel, "file": name} for channel, name in files]
+        pairs = zip(channels, sent, strict=True) if len(sent) == len(channels) > 1 else ()
+        view["channels"] = [{"channel": channel, "file": name} for channel, name in pairs]
         return ServerReply(f"{CASE}_view.json", json.dumps(view).encode(), warning)
     except LesionsegError as error:
         # the message must not name folders of the server
@@ -128,12 +130,13 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
         GeometryError: If spacing or extent are implausible.
     """
     plan = predictor.plan
+    # for a picture that states no pixel size
     pixel_mm = predictor.assumed_pixel_mm if plan.dims == 2 else None
     is_large = False
     # a later channel may be larger than the first one, which is an error only after it is decoded
     for image in scan.images:
         grid = read_geometry(image, pixel_mm=pixel_mm)
-        check_extent(grid, plan, str(image))
+        check_extent(grid, plan, where=str(image))
         minimum = needed_bytes(grid, plan, is_on_disk=True)
         if minimum > budget:
             raise ContentError(

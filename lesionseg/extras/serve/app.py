@@ -104,8 +104,8 @@ class _Server:
     @property
     def hosts(self) -> list[str]:
         """The host names under which the server answers: localhost, and names in the settings."""
-        named = map(with_brackets, (self.cfg.host, *self.cfg.hosts))
-        return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", *named]))
+        from_settings = map(with_brackets, (self.cfg.host, *self.cfg.hosts))
+        return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", *from_settings]))
 
     async def new_folder(self) -> AsyncIterator[Path]:
         """Yield an empty folder for one request, and reserve a place in the queue meanwhile.
@@ -209,7 +209,7 @@ def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
         slicer_router(server.labels, server.new_folder, server.receive_scan, server.predict)
     )
     if NIIVUE.is_file():
-        app.mount("/niivue", StaticFiles(directory=NIIVUE.parent))
+        app.mount("/niivue", StaticFiles(directory=NIIVUE.parent))  # the page loads it from here
     _add_pages(app, server)
     _add_predictions(app, server)
     return app
@@ -225,6 +225,7 @@ async def reject_other_sites(request: Request) -> None:
         HTTPException: If the request comes from another site (status 403).
     """
     origin = request.headers.get("origin", "")
+    # the origin is a scheme and a host, such as http://localhost:8000
     if origin and origin.partition("://")[2] != request.headers.get("host"):
         raise HTTPException(403, "Pages of other sites cannot use this server.")
 
@@ -289,6 +290,7 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
 
 def _add_predictions(app: FastAPI, server: _Server) -> None:
     """Add the routes that predict a sent scan (`/predict`) or a simulated scan (`/example`)."""
+    # a parameter of this type gets a new folder, and the request a place in the queue
     Folder = Annotated[Path, Depends(server.new_folder)]
 
     @app.post("/predict")
@@ -315,8 +317,9 @@ def write_example(folder: Path, plan: Plan) -> None:
         simulate = write_ct_phantoms if plan.modality == "ct" else write_mri_phantoms
         shape = (64, 96, 96)
     with TemporaryDirectory(dir=folder) as dataset:
-        simulate(Path(dataset), 1, seed=0, lesion_free_share=0, shape=shape)
+        simulate(Path(dataset), 1, seed=0, lesion_free_share=0, shape=shape)  # one scan
         (image,) = Path(dataset).glob("images*/*")
         # each channel is a copy, with nnU-Net's channel number in its name
         for channel in range(len(plan.channel_names)):
-            shutil.copyfile(image, folder / f"{CASE}_{channel:04d}.{image.name.partition('.')[2]}")
+            suffix = image.name.partition(".")[2]  # such as nii.gz
+            shutil.copyfile(image, folder / f"{CASE}_{channel:04d}.{suffix}")

@@ -34,12 +34,12 @@ def server_folder() -> Iterator[Path]:
     shared = Path(tempfile.gettempdir()).resolve() / f"lesionseg-serve{user}"
     try:
         _make_private(shared)
+        # with this lock, no other server removes the new folder before it is locked itself
         with FileLock(shared / _LOCK, timeout=_WAIT_SECONDS):
-            # otherwise, another server could remove the new folder before it is locked
             _remove_leftovers(shared)
             home = Path(tempfile.mkdtemp(dir=shared))
             lock = FileLock(home / _LOCK)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0)  # does not wait, because nobody else knows the new folder
     except (OSError, Timeout) as error:
         raise OutputError(
             f"{shared}: the folder for scans cannot be made ({error}). Name another folder by the "
@@ -63,9 +63,10 @@ def _make_private(folder: Path) -> None:
         OSError: If the folder cannot be made, for example because the path is a file.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    is_own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    if not stat.S_ISDIR(found.st_mode) or not is_own:
+    status = folder.lstat()  # of a link itself, so that a link is no folder
+    # without `getuid` (Windows), the folder for temporary files belongs to the user
+    is_of_user = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    if not stat.S_ISDIR(status.st_mode) or not is_of_user:
         raise OutputError(
             f"{folder}: this is a link, or it belongs to another user. Remove it, or name another "
             "folder by the environment variable TMPDIR."
@@ -84,8 +85,8 @@ def _remove_leftovers(shared: Path) -> None:
             continue
         lock = FileLock(folder / _LOCK)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            lock.acquire(timeout=0)  # does not wait
+        except Timeout:  # its server is running
             continue
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)

@@ -46,8 +46,8 @@ class KnownHosts:
             return True
         if match is None:
             return False
-        name = match[1].lower()
-        endings = tuple(host[1:] for host in self.hosts if host.startswith("*."))
+        name = match[1].lower()  # without the port
+        endings = tuple(host[1:] for host in self.hosts if host.startswith("*."))  # ".name"
         return name in self.hosts or name.endswith(endings)
 
 

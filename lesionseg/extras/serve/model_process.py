@@ -39,12 +39,13 @@ class ModelProcess:
 
     def __init__(self, load: "Callable[[], Plan]") -> None:
         self._load = load
-        self._loader = ThreadPoolExecutor(1)
+        self._loader = ThreadPoolExecutor(max_workers=1)  # its thread waits for the process
         self._start()
 
     def _start(self) -> None:
         """Start a new process, and a thread that waits until the process has loaded the model."""
         self._child = ChildProcess()
+        # the future plan of the model
         self._loading = self._loader.submit(self._load_in, self._child)
 
     def _load_in(self, child: ChildProcess) -> "Plan":
@@ -78,6 +79,7 @@ class ModelProcess:
         """
         if not self._loading.done():
             return "loading"
+        # a process that cannot load the model is ended
         return "failed" if self._child.has_ended else "ok"
 
     def wait(self) -> "Plan":
@@ -152,6 +154,7 @@ def load_model(cfg: ServeConfig) -> "Plan":
     budget = memory_budget(cfg.inference)
     maximum = budget // _BYTES_PER_VOXEL
     limit_voxels(maximum, "Or start the server with a higher inference.max_memory_gb.")
+    # a list of this module, whose only item `predict_by_loaded_model` calls
     _loaded[:] = [partial(predict_scan, predictor, budget=budget)]
     return predictor.plan
 

@@ -32,6 +32,7 @@ def serve(cfg: ServeConfig) -> Outcome:
         ResourceError: If the process that loads the model ends.
     """
     try:
+        # only to check that they are installed
         import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn
@@ -58,11 +59,11 @@ def serve(cfg: ServeConfig) -> Outcome:
                 app,
                 host=cfg.host,
                 port=cfg.port,
-                ws="none",
+                ws="none",  # no WebSockets
                 access_log=False,  # our own log has no names of files
                 log_level="error",
                 server_header=False,
-                timeout_graceful_shutdown=3,
+                timeout_graceful_shutdown=3,  # seconds for answers after Ctrl-C
             )
         except SystemExit as error:  # uvicorn has printed the cause; its status is 3
             raise ConfigError(

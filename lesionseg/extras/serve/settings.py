@@ -13,6 +13,7 @@ def _validate_host(name: str) -> str:
     Raises:
         ValueError: If a `*` is anything else than the complete name, or its first part (`*.name`).
     """
+    # such as "a.*" or "*.*.org"; "*.example.org" and "*" are valid
     if "*" in name.removeprefix("*.") and name != "*":
         raise ValueError("not a host: a * may stand for the first part only: *.example.org")
     return name

@@ -69,15 +69,17 @@ class KeptScans:
             HTTPException: If another scan is stored under the same key (status 409).
         """
         # scans that were predicted or removed leave their keys, which must not count
-        self._folders = {k: kept for k, kept in self._folders.items() if kept.is_dir()}
+        self._folders = {k: stored for k, stored in self._folders.items() if stored.is_dir()}
         if key in self._folders:
             # scans of two people may have the same name
             raise HTTPException(409, "A scan with this name is already waiting. Rename the volume.")
         if len(self._folders) >= MAX_SCANS:
-            shutil.rmtree(self._folders.pop(next(iter(self._folders))), ignore_errors=True)
-        kept = folder.rename(f"{folder}-kept")
-        self._folders[key] = kept
-        asyncio.get_running_loop().call_later(SCAN_SECONDS, shutil.rmtree, kept, True)
+            oldest_key = next(iter(self._folders))
+            shutil.rmtree(self._folders.pop(oldest_key), ignore_errors=True)
+        stored_folder = folder.rename(f"{folder}-kept")
+        self._folders[key] = stored_folder
+        # True: ignore errors, because the scan may have been removed before
+        asyncio.get_running_loop().call_later(SCAN_SECONDS, shutil.rmtree, stored_folder, True)
 
 
 def slicer_router(
@@ -121,7 +123,7 @@ def slicer_router(
 
     @router.get("/session/{key}")
     async def session(key: str) -> dict[str, str]:
-        """Return the name of the volume of a session, or 404 if it was removed."""
+        """Return the name of the folder of a session's volume, or 404 if it was removed."""
         return {"name": scans.find(_key_of_session(key)).name}
 
     @router.post(f"/infer/{MODEL}")
@@ -160,10 +162,10 @@ def _mask_response(answer: ServerReply, labels: Mapping[str, int]) -> Response:
 
     The form has the label values and the warning as JSON, and the mask as a file.
     """
-    end = uuid.uuid4().hex
+    boundary = uuid.uuid4().hex  # a text that does not occur in the mask
     params: dict[str, Any] = {"label_names": labels}
     if answer.warning:
         params["warning"] = answer.warning
-    head = _RESULT.format(end=end, params=json.dumps(params), name=answer.name).encode()
-    body = head + answer.content + f"\r\n--{end}--\r\n".encode()
-    return Response(body, media_type=f"multipart/form-data; boundary={end}")
+    head = _RESULT.format(end=boundary, params=json.dumps(params), name=answer.name).encode()
+    body = head + answer.content + f"\r\n--{boundary}--\r\n".encode()
+    return Response(body, media_type=f"multipart/form-data; boundary={boundary}")

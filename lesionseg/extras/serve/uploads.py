@@ -78,11 +78,11 @@ async def receive(
         with fail_after(STALLED_SECONDS):
             return await request.receive()
 
-    timed = Request(request.scope, receive_in_time)
+    timed = Request(request.scope, receive_in_time)  # the same request with a limit of time
     try:
         async with timed.form(max_files=MAX_FILES, max_fields=_MAX_FIELDS) as form:
             sent = [*form.getlist("file"), *form.getlist("files")]
-            files = [file for file in sent if not isinstance(file, str)]
+            files = [file for file in sent if not isinstance(file, str)]  # a text is no file
             return await to_thread.run_sync(store, files, folder, channels, max_bytes)
     except (ClientDisconnect, ValueError, LookupError) as error:  # of the parser and of encodings
         raise HTTPException(
@@ -127,6 +127,7 @@ def store(
             file was sent, or if the order of the channels in a zip is unclear.
         OutputError: If the disk is full.
     """
+    # the name of each file, and a function that opens it; files of a form are open already
     received = [
         (Path(file.filename or "a.nii.gz"), partial(nullcontext, file.file)) for file in files
     ]
@@ -134,8 +135,8 @@ def store(
     is_zip = len(sent) == 1 and sent[0][0].suffix.lower() == ".zip"
     try:
         if is_zip:
-            _check_directory(files[0].file)
-            sent = _open_zip(zipfile.ZipFile(files[0].file), max_bytes)
+            _check_zip_directory(files[0].file)
+            sent = _list_zip(zipfile.ZipFile(files[0].file), max_bytes)
         if not sent:
             what = "The zip contains no file" if is_zip else "No file was sent"
             raise ContentError(f"{what}. Send a form with the scan as `file`.")
@@ -151,6 +152,7 @@ def store(
             path.parent.mkdir(exist_ok=True)
             with open_file() as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target)
+    # `zipfile` raises all of these, such as RuntimeError for a zip with a password
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ReadError(f"The zip cannot be read: {error}. Make it again.") from error
     except OSError as error:
@@ -169,10 +171,11 @@ def _select_images(sent: Sequence[_SentFile]) -> list[_SentFile]:
     files are returned so that reading the scan reports the problem.
     """
     kinds = [kind_of_name(name) for name, _ in sent]
-    wanted = {"image", "dicom"}
+    image_kinds = {"image", "dicom"}
     if "image" not in kinds:
-        wanted.add("unknown")
-    return [file for file, kind in zip(sent, kinds, strict=True) if kind in wanted] or list(sent)
+        image_kinds.add("unknown")
+    images = [file for file, kind in zip(sent, kinds, strict=True) if kind in image_kinds]
+    return images or list(sent)
 
 
 def _sort_channels(
@@ -206,10 +209,10 @@ def _sort_channels(
         return [sent[number] for number in numbers]
     if is_ordered:
         return list(sent)
-    wanted = ", ".join(f"scan_{number:04d} for {name}" for number, name in enumerate(channels))
+    new_names = ", ".join(f"scan_{number:04d} for {name}" for number, name in enumerate(channels))
     raise ContentError(
-        f"The names of the files do not show which channel each file is. Name them {wanted}, or by "
-        "the names of the channels."
+        "The names of the files do not show which channel each file is. Name them "
+        f"{new_names}, or by the names of the channels."
     )
 
 
@@ -222,38 +225,40 @@ def _match_channels(names: Sequence[str], channels: Sequence[str]) -> list[int] 
     >>> _match_channels(["P1_flair", "P1_t1-gd", "P1_t1"], ["T1", "T1 Gd", "FLAIR"])
     [2, 1, 0]
     """
-    words_of = [_spaced_words(channel) for channel in channels]
-    files: dict[int, int] = {}  # by channel
+    words_of_channel = [_spaced_words(channel) for channel in channels]
+    file_of_channel: dict[int, int] = {}  # indices of files by index of their channel
     for number, name in enumerate(names):
-        words = _spaced_words(name)
-        found = [c for c, wanted in enumerate(words_of) if wanted in words]
-        maximum = max((words_of[c].count(" ") for c in found), default=0)
-        best = [c for c in found if words_of[c].count(" ") == maximum]
-        if len(best) != 1 or best[0] in files:
+        words_of_name = _spaced_words(name)
+        matching = [c for c, words in enumerate(words_of_channel) if words in words_of_name]
+        # n words have n + 1 spaces, so more spaces are more words
+        most_spaces = max((words_of_channel[c].count(" ") for c in matching), default=0)
+        best = [c for c in matching if words_of_channel[c].count(" ") == most_spaces]
+        if len(best) != 1 or best[0] in file_of_channel:
             return None
-        files[best[0]] = number
-    if files.keys() != set(range(len(channels))):
+        file_of_channel[best[0]] = number
+    if file_of_channel.keys() != set(range(len(channels))):
         return None
-    return [files[channel] for channel in range(len(channels))]
+    return [file_of_channel[channel] for channel in range(len(channels))]
 
 
 def _spaced_words(name: str) -> str:
     """Return the words of a name in lower case, with a space before and after each word.
 
-    Words are runs of letters and digits. With the spaces, `in` compares complete words only.
+    Words are runs of letters and digits. With the spaces, `in` compares complete words only: "T1"
+    is not in "T10".
 
     >>> _spaced_words("P1_T1-Gd")
     ' p1 t1 gd '
     """
-    words = re.findall(r"[^\W_]+", name.casefold())
+    words = re.findall(r"[^\W_]+", name.casefold())  # letters and digits: \w without _
     return f" {' '.join(words)} "
 
 
 def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
     """Sort files by the channel numbers at the end of their names: `_0000`, `_0001` and so on.
 
-    Return None if the numbers are not exactly those from 0 to the number of files. They may be
-    other numbers, such as those of patients.
+    Return None if the numbers are not exactly those from 0 to the number of files minus 1. They may
+    be other numbers, such as those of patients.
     """
     by_number: dict[int, _SentFile] = {}
     for name, open_file in sent:
@@ -266,42 +271,43 @@ def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
     return [by_number[channel] for channel in channels]
 
 
-def _check_directory(file: Any) -> None:
+def _check_zip_directory(file: Any) -> None:
     """Raise `ContentError` if the directory of a zip, which lists its files, is too large.
 
     This is checked before `zipfile` opens the zip, because it then reads the complete directory
     into memory. Private functions of `zipfile` find the end record, which states the size of the
     directory.
     """
-    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # also of zips above 4 GB
+    # also of zips above 4 GB; None if the file is no zip, which `zipfile` reports later
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end is not None and end[zipfile._ECD_SIZE] > _DIRECTORY_BYTES:  # type: ignore[attr-defined]
         raise ContentError(f"A zip may contain at most {MAX_FILES} files. Send one scan at a time.")
 
 
-def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
+def _list_zip(opened_zip: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
     """Return the files of a zip, sorted by name, without hidden files. They are not extracted yet.
 
     The sizes that the directory of the zip states can be trusted as a limit, because `zipfile`
     never extracts more bytes.
 
     Args:
-        archive: The zip.
+        opened_zip: The zip.
         max_bytes: The maximum size of all files together.
 
     Raises:
         ContentError: If the files are too many, or larger than `max_bytes` together.
         ReadError: If the zip has another compression than deflate.
     """
-    found = (m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m))
-    members = sorted(found, key=lambda m: m.filename)
+    members = [m for m in opened_zip.infolist() if not m.is_dir() and not _is_hidden(m)]
+    members.sort(key=lambda m: m.filename)
     if len(members) > MAX_FILES or sum(m.file_size for m in members) > max_bytes:
-        raise ContentError(
+        raise ContentError(  # `>> 20` converts bytes to MB
             f"A zip may contain at most {MAX_FILES} files and {max_bytes >> 20} MB. Send one scan "
             "at a time."
         )
     if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ReadError("The compression of the zip is not supported. Use deflate.")
-    return [(Path(member.filename), partial(archive.open, member)) for member in members]
+    return [(Path(member.filename), partial(opened_zip.open, member)) for member in members]
 
 
 def _short_suffix(name: Path) -> str:
@@ -328,9 +334,11 @@ def _slice_suffix(name: Path) -> str:
 def _is_hidden(member: zipfile.ZipInfo) -> bool:
     """Return True for a file of a zip that is not part of a scan.
 
-    These are hidden files, files that macOS adds, and the index of a DICOM CD.
+    These are hidden files, files that macOS adds, and the index of a DICOM CD. The names of all
+    folders of the file count, too.
     """
-    return any(p.startswith((".", "__MACOSX", "DICOMDIR")) for p in Path(member.filename).parts)
+    parts = Path(member.filename).parts
+    return any(part.startswith((".", "__MACOSX", "DICOMDIR")) for part in parts)
 
 
 class InferenceQueue:
@@ -347,10 +355,10 @@ class InferenceQueue:
 
     def __init__(self, max_waiting: int, seconds: float, model: ModelProcess) -> None:
         self._max_waiting = max_waiting
-        self._seconds = seconds
+        self._timeout_s = seconds  # of the waiting, and of the prediction
         self._model = model
-        self._turn = CapacityLimiter(1)
-        self._n_places = 0
+        self._turn = CapacityLimiter(1)  # one scan is predicted at a time
+        self._n_reserved = 0  # places in the queue, at most `max_waiting`
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -359,13 +367,13 @@ class InferenceQueue:
         Raises:
             HTTPException: If the queue is full (status 503).
         """
-        if self._n_places >= self._max_waiting:
-            raise _busy("Too many scans are waiting.", seconds=10)
-        self._n_places += 1
+        if self._n_reserved >= self._max_waiting:
+            raise _busy("Too many scans are waiting.", retry_after_s=10)
+        self._n_reserved += 1
         try:
             yield
         finally:
-            self._n_places -= 1
+            self._n_reserved -= 1
 
     async def run(self, request: Request, work: Callable[[], T]) -> T:
         """Wait until no other scan is predicted, run `work` in a thread, and return its result.
@@ -383,8 +391,9 @@ class InferenceQueue:
                 (status 503).
             ResourceError: If the process of the model crashed.
         """
-        # a server that stops cancels the task
-        with suppress(asyncio.CancelledError), move_on_after(self._seconds) as scope:
+        # a server that stops cancels the task, and `scope` ends the block after its deadline; both
+        # lead to the last line
+        with suppress(asyncio.CancelledError), move_on_after(self._timeout_s) as scope:
             watching = asyncio.create_task(_cancel_when_left(request, scope))
             try:
                 async with self._turn:
@@ -394,13 +403,13 @@ class InferenceQueue:
                         await to_thread.run_sync(self._model.wait)
                     except Exception as error:  # such as a bundle that was removed
                         logger.error("The model cannot be loaded again: %s", error)
-                        raise _busy("The model cannot be loaded.", seconds=60) from error
-                    scope.deadline = current_time() + self._seconds
+                        raise _busy("The model cannot be loaded.", retry_after_s=60) from error
+                    scope.deadline = current_time() + self._timeout_s
                     await checkpoint()  # the client may have left meanwhile
                     return await self._run_or_restart(work)
             finally:
                 watching.cancel()
-        raise _busy("This took too long, or the server stops.", seconds=60)
+        raise _busy("This took too long, or the server stops.", retry_after_s=60)
 
     async def _run_or_restart(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread, and return its result.
@@ -429,15 +438,15 @@ class InferenceQueue:
 async def _cancel_when_left(request: Request, scope: CancelScope) -> None:
     """Wait until the client of the request leaves, then cancel the scope of its work."""
     while not await request.is_disconnected():
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # seconds between two questions
     scope.cancel()
 
 
-def _busy(reason: str, *, seconds: int) -> HTTPException:
+def _busy(reason: str, *, retry_after_s: int) -> HTTPException:
     """Return the error with status 503, which asks the client to send the scan again later.
 
     Args:
         reason: Why the scan cannot be predicted now.
-        seconds: When the client should try again, in the header `Retry-After`.
+        retry_after_s: When the client should try again, in seconds (header `Retry-After`).
     """
-    return HTTPException(503, f"{reason} Try again later.", {"Retry-After": str(seconds)})
+    return HTTPException(503, f"{reason} Try again later.", {"Retry-After": str(retry_after_s)})

@@ -80,6 +80,7 @@ class TuningSearch:
         None if no trial is finished.
         """
         by_number = sorted(self.finished, key=lambda trial: trial.number)
+        # `max` returns the first of equal values
         return max(by_number, key=lambda trial: trial.value or 0.0, default=None)
 
 
@@ -113,7 +114,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     The chart shows each trained pair of α and γ. A ring marks the recommended trial
     (`best_smoothed_trial`), if there is one.
     """
-    figure, axes = new_figure(6, 4.4)
+    figure, axes = new_figure(width=6, height=4.4)
     figure.colorbar(_draw_finished(axes, search), label=search.objective)
     stopped = [trial for trial in search.trials if trial.state == "pruned"]
     alphas = [trial.alpha for trial in stopped]
@@ -159,16 +160,19 @@ def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
         [trial.alpha for trial in finished],
         [trial.gamma for trial in finished],
         c=np.array([_recall(trial) for trial in finished], float),
-        s=90,
+        s=90,  # area in square points
         vmin=0,
         vmax=1,
         clip_on=False,
         zorder=3,
     )
     for trial in finished:
-        alpha_gamma = (trial.alpha, trial.gamma)
         axes.annotate(
-            f"{_recall(trial):.2f}", alpha_gamma, (8, 4), textcoords="offset points", size=8
+            f"{_recall(trial):.2f}",
+            xy=(trial.alpha, trial.gamma),
+            xytext=(8, 4),  # to the right of the dot and above it
+            textcoords="offset points",
+            size=8,
         )
     return dots
 
@@ -201,8 +205,9 @@ def best_smoothed_trial(search: TuningSearch) -> TuningTrial | None:
     points = np.array([[t.alpha, t.gamma] for t in counted])
     # a setting with a fixed value has the range 0, which must not become a divisor
     ranges = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)])
-    distances = (candidates[:, None] - points) / (BANDWIDTH * ranges)
+    distances = (candidates[:, None] - points) / (BANDWIDTH * ranges)  # [candidates, points, 2]
     weights = np.exp(-(distances**2).sum(-1) / 2)  # a Gaussian kernel, 1 for the trial itself
     values = np.array([t.value for t in counted], float)
+    # the mean of all trials has the weight 1
     smoothed = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
     return successful[int(smoothed.argmax())]

@@ -150,8 +150,9 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
     require_device(cfg.trainer.accelerator)
     with join_processes(cfg.trainer):  # all steps use the device of trainer.devices
         experiment = Experiment.open(cfg, run)
-        kept = experiment.cfg  # with the model and the learning rate of the run
-        cfg = cfg.model_copy(update={"model": kept.model, "optim": kept.optim})
+        # `open` chooses the model and the learning rate if they are `auto`
+        resolved = experiment.cfg
+        cfg = cfg.model_copy(update={"model": resolved.model, "optim": resolved.optim})
         search = _run_trials(experiment, cfg)
     return TuneOutcome(search, run, cfg)
 
@@ -265,7 +266,8 @@ class SharedStudy:
             True if a trial was run, False if there are enough trials.
         """
         optuna = _optuna()
-        with ExitStack() as held:
+        # the lock of the search is released before the training, that of the trial after it
+        with ExitStack() as trial_lock:
             with self.lock:
                 # Running trials count, otherwise each process would begin one more. They are read
                 # first, so that a trial that ends meanwhile is not missed.
@@ -276,7 +278,8 @@ class SharedStudy:
                     return False
                 self._enqueue_first_pair()
                 trial = self.study.ask()
-                held.enter_context(locked_folder(trial_folder(self.run, trial.number), TRIAL_LOCK))
+                folder = trial_folder(self.run, trial.number)
+                trial_lock.enter_context(locked_folder(folder, TRIAL_LOCK))
             try:
                 value = objective(trial)
             except optuna.TrialPruned:
@@ -380,6 +383,7 @@ class _Trials:
         changed: dict[str, Any] = {
             group: getattr(self.cfg, group).model_copy(update=pair) for group in self.groups
         }
+        # a smaller overlap of tiles than in the settings saves time
         changed["inference"] = self.cfg.inference.model_copy(update={"overlap": TRIAL_OVERLAP})
         experiment = replace(
             self.experiment,
@@ -400,7 +404,7 @@ class _Trials:
             scores = {"recall": recall, "average_precision": precision}
             trial.set_user_attr("scores", scores)
             values.append(recall + TIE_WEIGHT * precision)
-            trial.report(values[-1], len(values))
+            trial.report(values[-1], step=len(values))  # the number of the validation
             return {**scores, SCORE: values[-1]}
 
         def stop_if_poor() -> None:
@@ -417,9 +421,9 @@ class _Trials:
                 # a trial that has used its whole budget is complete, however poor it is
                 callbacks=[AfterValidation(stop_if_poor)],
             )
-            if not values:
+            if not values:  # no validation was due during the training
                 # the training has moved the network to the CPU, so the device is stated
-                validate(trained.network, trained.device)
+                validate(trained.network, device=trained.device)
         except TrainingError as error:  # the training diverged
             trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
             trial.set_user_attr("note", str(error))
@@ -558,7 +562,7 @@ def open_study(cfg: TuneConfig, run: Path) -> Any:
     # a lock by opening a file works on Windows and on network folders alike
     lock = optuna.storages.journal.JournalFileOpenLock(str(path))
     seed = None if path.is_file() else cfg.seed  # a second process proposes other pairs
-    pruner = optuna.pruners.NopPruner()
+    pruner = optuna.pruners.NopPruner()  # stops no trial
     if cfg.tune.prune:
         # The first validation never ends a trial, because it hardly predicts the last one. Half of
         # the random pairs are trained to the end, so that the median is that of several trials.
@@ -614,7 +618,7 @@ def write_results(
     )
     search = replace(search, notes=tuple(_conclude(search, context)))
     best = search.best
-    steady = best_smoothed_trial(search)
+    recommended = best_smoothed_trial(search)
     document = {
         "schema_version": 1,
         "objective": f"{objective} + {TIE_WEIGHT} · average precision",
@@ -622,7 +626,7 @@ def write_results(
         **context,
         "search": cfg.tune.to_plain(),
         "best": None if best is None else asdict(best),
-        "steadiest": None if steady is None else asdict(steady),
+        "steadiest": None if recommended is None else asdict(recommended),
         "trials": [asdict(trial) for trial in trials],
     }
     write_json(run / "tune.json", document)
@@ -641,23 +645,23 @@ def _conclude(search: TuningSearch, context: Mapping[str, Any]) -> Sequence[str]
         context: The numbers of cases (`n_cases`) and lesions (`n_lesions`), and the `budget`.
     """
     best = search.best
-    steady = best_smoothed_trial(search)
-    if best is None or steady is None:
+    recommended = best_smoothed_trial(search)
+    if best is None or recommended is None:
         return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 
     def describe(trial: TuningTrial) -> str:
         """Describe a trial: its pair, and its recall with a 95 % confidence interval."""
         recall = trial.scores.get("recall", 0.0)
         n = context["n_lesions"]
-        low, high = wilson_interval(recall * n, n)
+        low, high = wilson_interval(hits=recall * n, total=n)
         pair = f"α = {trial.alpha:.3f}, γ = {trial.gamma:.2f}"
         return f"{pair}, recall {recall:.3f} (95 % interval {low:.2f} to {high:.2f})"
 
     lead = (
-        f"Best pair: {describe(best)}. Recommended: {describe(steady)}, because the mean score of "
-        "this pair and its neighbours is the highest."
+        f"Best pair: {describe(best)}. Recommended: {describe(recommended)}, because the mean "
+        "score of this pair and its neighbours is the highest."
     )
-    if steady is best:
+    if recommended is best:
         lead = (
             f"Best pair: {describe(best)}. The mean score of this pair and its neighbours is also "
             "the highest."
@@ -687,5 +691,6 @@ def _optuna() -> Any:
             f"tune needs the extra `tune` ({error}). Run {pip_install('tune')}."
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # options of the sampler are experimental in Optuna
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -13,7 +13,7 @@ from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryEr
 from lesionseg.evaluation.scores import read_scores
 from lesionseg.extras.follow.changes import ChangeRule, compare_visits
 from lesionseg.extras.follow.dicom_report import find_reports, plan_report, write_change_report
-from lesionseg.extras.follow.page import _find_visit_of_candidates, _lesions_to_outline
+from lesionseg.extras.follow.page import _find_visit_below_limit, _lesions_to_outline
 from lesionseg.extras.follow.visits import VisitFiles, order_visits, visits_of_folders
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.results.case import PredictionFiles, write_prediction
@@ -689,4 +689,4 @@ def test_candidate_below_the_limit_at_one_visit_is_outlined_and_named():
     assert change.state == "enlarged"
     assert _lesions_to_outline(pair.before, [change.lesion_before]).sum() == 27
     assert not _lesions_to_outline(pair.before, []).any()
-    assert _find_visit_of_candidates(pair, change) == "earlier"
+    assert _find_visit_below_limit(pair, change) == "earlier"
