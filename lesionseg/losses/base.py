@@ -126,16 +126,18 @@ def mask_unannotated(
         fp32 logits of the same shape.
     """
     logits = logits.float()
+    # `[B, K, 1, …]`, to apply to all voxels of a tile
     unknown = unannotated.reshape(unannotated.shape + (1,) * (logits.ndim - 2))
     if activation == "sigmoid":
         return logits.masked_fill(unknown, -CERTAIN_LOGIT)
     lesions = logits[:, 1:]
-    # the background and the unannotated classes; the others have p = 0 in this sum
+    # The logit of a sum of probabilities is the logsumexp of their logits. Annotated classes are
+    # not part of this sum: their logit is −∞.
     merged = torch.cat([logits[:, :1], lesions.masked_fill(~unknown, -torch.inf)], 1)
-    outside = merged.logsumexp(1, keepdim=True)
+    background = merged.logsumexp(1, keepdim=True)
     # unannotated classes get a logit far below the background: p is 0 and has no gradient
-    lesions = torch.where(unknown, outside.detach() - CERTAIN_LOGIT, lesions)
-    return torch.cat([outside, lesions], 1)
+    lesions = torch.where(unknown, background.detach() - CERTAIN_LOGIT, lesions)
+    return torch.cat([background, lesions], 1)
 
 
 def count_positives(
@@ -146,10 +148,10 @@ def count_positives(
     A target with a class axis, `[B, K, *spatial]`, is counted class by class: a voxel of two
     classes counts twice.
     """
-    lesion = to_signed(labels) > 0
+    is_positive = to_signed(labels) > 0
     if valid is not None:
-        lesion = lesion & (valid.unsqueeze(1) if lesion.ndim > valid.ndim else valid)
-    return lesion.sum().float()
+        is_positive = is_positive & (valid.unsqueeze(1) if is_positive.ndim > valid.ndim else valid)
+    return is_positive.sum().float()
 
 
 class PositiveAverage(nn.Module):
@@ -176,6 +178,7 @@ class PositiveAverage(nn.Module):
     def __init__(self, expected: float | Sequence[float], momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
+        # the lower limit of the divisor; not stored, because it follows from the dataset
         floor = torch.tensor(expected, dtype=torch.float32).clamp(min=1)
         self.register_buffer("floor", floor, persistent=False)
         self.register_buffer("average", floor.clone())
@@ -190,6 +193,7 @@ class PositiveAverage(nn.Module):
         Args:
             count: Number of positives of the step over all processes, one per average.
         """
+        # momentum · average + (1 − momentum) · count
         self.average.lerp_(count.to(self.average), 1 - self.momentum)
         return self.average.clamp_min(self.floor)
 
@@ -216,17 +220,20 @@ class CustomLoss(VoxelLoss):
     ) -> LossTerms:
         """Return the wrapped loss as one term, with the arguments of `VoxelLoss.forward`.
 
+        The wrapped loss gets a one-hot target. It cannot ignore voxels, so invalid voxels become
+        background that the network predicts with certainty. `normaliser` is not used.
+
         Raises:
             ConfigError: If the wrapped loss does not return a single number.
         """
         softmax = self.activation == "softmax"
         target = lesion_target(labels, logits[:, 1:] if softmax else logits)
-        if valid is not None:  # certain background: a logit far below 0, or above 0 in channel 0
-            left_out = ~valid.bool().unsqueeze(1)
-            target = target & ~left_out
-            logits = logits.masked_fill(left_out, -CERTAIN_LOGIT)
-            if softmax:
-                background = logits[:, :1].masked_fill(left_out, CERTAIN_LOGIT)
+        if valid is not None:  # the logits of certain background
+            is_invalid = ~valid.bool().unsqueeze(1)
+            target = target & ~is_invalid
+            logits = logits.masked_fill(is_invalid, -CERTAIN_LOGIT)
+            if softmax:  # channel 0 is background
+                background = logits[:, :1].masked_fill(is_invalid, CERTAIN_LOGIT)
                 logits = torch.cat([background, logits[:, 1:]], 1)
         if softmax:
             target = torch.cat([~target.any(1, keepdim=True), target], dim=1)
@@ -261,28 +268,29 @@ def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> n
         ConfigError: If the class cannot be imported, is not a loss, or does not accept these
             arguments, or if `to_onehot_y` is true.
     """
-    given = cfg.to_plain()
+    settings = cfg.to_plain()
     softmax = activation == "softmax"
-    make = import_target(given.pop(TARGET), "loss")
+    make = import_target(settings.pop(TARGET), "loss")
     known = parameters_of(make)  # None if they cannot be read
     parameters = known or {}
-    if given.get("to_onehot_y"):
+    if settings.get("to_onehot_y"):
         raise ConfigError("loss.to_onehot_y must be false: the targets are already one-hot.")
     takes_any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())  # **kwargs
     if known is not None and not takes_any_name:
-        for name in given.keys() - parameters.keys():
+        for name in settings.keys() - parameters.keys():
             raise ConfigError(
                 f"loss does not take the setting {name!r}.{suggest(name, parameters)}"
             )
-    flags: dict[str, Any] = {  # the first three are those of losses of other packages
+    # parameters that the plan decides; the first three are names in losses of MONAI
+    from_plan: dict[str, Any] = {
         "softmax": softmax,
         "use_softmax": softmax,
         "sigmoid": not softmax,
         "activation": activation,
         "has_boxes": has_boxes,
     }
-    arguments = {name: value for name, value in flags.items() if name in parameters}
-    arguments.update(given)  # the user's settings take precedence
+    arguments = {name: value for name, value in from_plan.items() if name in parameters}
+    arguments.update(settings)  # the user's settings take precedence
     try:
         loss = make(**arguments)
     except (TypeError, ValueError) as error:

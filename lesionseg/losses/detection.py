@@ -93,19 +93,19 @@ class DetectionLoss(nn.Module):
         """
         if normaliser is None:
             normaliser = (targets.labels > 0).sum().clamp(min=1)
-        boxes = _sum_box_losses(box_deltas, anchors, targets)
+        box_loss = _sum_box_losses(box_deltas, anchors, targets)
         if self.hard_negatives:
-            scores = _sum_hardest(class_logits, targets)
+            score_loss = _sum_hardest(class_logits, targets)
         else:
-            scores = sigmoid_focal_loss(
-                class_logits.float().transpose(1, 2),
+            score_loss = sigmoid_focal_loss(
+                class_logits.float().transpose(1, 2),  # the function expects classes on axis 1
                 targets.labels,
                 alpha=self.alpha,
                 gamma=self.gamma,
                 reduction="sum",
                 valid=targets.valid,
             )
-        return {"anchors": scores / normaliser, "boxes": boxes / normaliser}
+        return {"anchors": score_loss / normaliser, "boxes": box_loss / normaliser}
 
 
 def _sum_box_losses(
@@ -127,10 +127,12 @@ def _sum_box_losses(
     anchor_indices = targets.places % max(len(anchors), 1)
     positive_anchors = anchors[anchor_indices].float()
     deltas = box_deltas.flatten(0, 1).index_select(0, targets.places).float()
-    overlap = 1 - paired_giou(decode_boxes(deltas, positive_anchors), targets.boxes.float())
-    offsets = encode_boxes(targets.boxes, positive_anchors)
-    distance = F.smooth_l1_loss(deltas, offsets, beta=OFFSET_BETA, reduction="none").sum(-1)
-    total = (OVERLAP_WEIGHT * overlap + OFFSET_WEIGHT * distance).sum()
+    overlap_loss = 1 - paired_giou(decode_boxes(deltas, positive_anchors), targets.boxes.float())
+    target_deltas = encode_boxes(targets.boxes, positive_anchors)
+    offset_loss = F.smooth_l1_loss(deltas, target_deltas, beta=OFFSET_BETA, reduction="none").sum(
+        -1
+    )
+    total = (OVERLAP_WEIGHT * overlap_loss + OFFSET_WEIGHT * offset_loss).sum()
     return total + 0 * box_deltas.float().sum()  # a gradient for the head even without lesions
 
 
@@ -141,12 +143,13 @@ def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -
     times the number of positive anchors, or three times the number of tiles if that is more. They
     replace the focal loss as a means against the majority of easy background anchors.
     """
-    x = class_logits.float().flatten(0, 1)
+    logits = class_logits.float().flatten(0, 1)
     labels = targets.labels.flatten()
-    truth = lesion_target(labels, x).to(x.dtype)
-    loss = F.binary_cross_entropy_with_logits(x, truth, reduction="none").sum(-1)
+    truth = lesion_target(labels, logits).to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1)
     is_left_out = (labels > 0) | ~targets.valid.flatten()
     background = loss.masked_fill(is_left_out, 0)  # cross-entropy is never below 0
+    # `places` has one entry per positive anchor, `labels` one row per tile
     n_hardest = NEGATIVES * max(len(targets.places), len(targets.labels))
     hardest = background.topk(min(n_hardest, len(background))).values
-    return loss.index_select(0, targets.places).sum() + hardest.sum() + 0 * x.sum()
+    return loss.index_select(0, targets.places).sum() + hardest.sum() + 0 * logits.sum()

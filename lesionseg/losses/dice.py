@@ -65,15 +65,17 @@ def dice_loss(
     """
     _require_above_0("smooth", smooth)
     p, lesion = lesion_probabilities(logits, labels, activation, valid)
-    axes = tuple(range(2, p.ndim))
+    summed_axes = tuple(range(2, p.ndim))  # the spatial axes
     if not per_tile:
-        axes = (0, *axes)
-    sums = torch.stack([torch.where(lesion, p, 0).sum(axes), p.sum(axes), lesion.sum(axes)])
+        summed_axes = (0, *summed_axes)  # and the tiles of the batch
+    sums = torch.stack(
+        [torch.where(lesion, p, 0).sum(summed_axes), p.sum(summed_axes), lesion.sum(summed_axes)]
+    )
     if not per_tile:
         sums = sum_processes(sums)
     hit, total, size = sums
     loss = dice_of_sums(hit, total, size, smooth)
-    return loss.sum() / max(loss.numel(), 1)
+    return loss.sum() / max(loss.numel(), 1)  # the mean, but 0 for empty input
 
 
 def dice_of_sums(
@@ -134,13 +136,17 @@ def lesion_probabilities(
     Returns:
         Probabilities in fp32 and bool masks, both `[B, K, *spatial]`.
     """
-    x = logits.float()
-    p = torch.softmax(x, dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(x)
+    logits_fp32 = logits.float()
+    p = (
+        torch.softmax(logits_fp32, dim=1)[:, 1:]
+        if activation == "softmax"
+        else torch.sigmoid(logits_fp32)
+    )
     lesion = lesion_target(labels, p)
     if valid is None:
         return p, lesion
-    keep = valid.bool().unsqueeze(1)
-    return p.masked_fill(~keep, 0), lesion & keep
+    is_valid = valid.bool().unsqueeze(1)
+    return p.masked_fill(~is_valid, 0), lesion & is_valid
 
 
 class FocalLoss(VoxelLoss):
@@ -179,7 +185,7 @@ class FocalLoss(VoxelLoss):
         self.gamma = gamma
         self.reduction = reduction
         self.weight = weight
-        # the correction is derived for independent classes
+        # the settings by which `posterior_logits` corrects scores; it needs independent classes
         self.link = (alpha, gamma) if activation == "sigmoid" else None
 
     def forward(
@@ -231,13 +237,14 @@ class CrossEntropyLoss(FocalLoss):
     ) -> None:
         _require_above_0("loss.lesion_weight", lesion_weight)
         _require_above_0("loss.weight", weight)
+        # cross-entropy is the focal loss with γ = 0
         alpha = lesion_weight / (1 + lesion_weight)  # α : 1 − α = lesion_weight : 1
         super().__init__(
             alpha=alpha,
             gamma=0.0,
             reduction=reduction,
             activation=activation,
-            weight=weight * (1 + lesion_weight),
+            weight=weight * (1 + lesion_weight),  # times 1 − α, background has `weight`
         )
 
 
@@ -287,6 +294,7 @@ class DiceFocalLoss(VoxelLoss):
             reduction=reduction,
             activation=activation,
         )
+        # no correction of scores (`posterior_logits`) is known for a sum with Dice
         self.link = self.voxel_term.link if dice_weight == 0 else None
         self.voxel_weight = focal_weight
         self.dice_weight = dice_weight
@@ -347,8 +355,10 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
         super().__init__(
             activation=activation, dice_weight=dice_weight, smooth=smooth, per_tile=per_tile
         )
+        # replaces the focal term of the base class
         self.voxel_term = CrossEntropyLoss(
             lesion_weight=lesion_weight, reduction=reduction, activation=activation
         )
         self.voxel_weight = cross_entropy_weight
+        # no correction of scores (`posterior_logits`) is known for a sum with Dice
         self.link = self.voxel_term.link if dice_weight == 0 else None

@@ -90,16 +90,17 @@ def sigmoid_focal_loss(
     keep = None if valid is None else valid.bool()
     if keep is not None and keep.shape != logits.shape:
         keep = keep.unsqueeze(1).expand_as(logits)
-    _check_labels(target, keep, n_classes if target.shape != logits.shape else 1)
-    positive = _expand_alpha(alpha, n_classes)
-    negative = positive if alpha is None else [1 - a for a in positive]
+    # a target of the logits' shape contains 0 and 1
+    _check_labels(target, keep, highest=n_classes if target.shape != logits.shape else 1)
+    lesion_weights = _expand_alpha(alpha, n_classes)
+    background_weights = lesion_weights if alpha is None else [1 - a for a in lesion_weights]
     loss: Tensor
     # `_sum_elements` is faster, but it has no losses of single elements and computes in fp32. While
     # torch.compile traces, plain operations are used, which the compiler can fuse.
     if reduction == "none" or logits.dtype == torch.float64 or torch.compiler.is_compiling():
-        loss = _compute_elements(logits, lesion, keep, positive, negative, gamma)
+        loss = _compute_elements(logits, lesion, keep, lesion_weights, background_weights, gamma)
     else:
-        loss = _sum_elements(logits, lesion, keep, positive, negative, gamma)
+        loss = _sum_elements(logits, lesion, keep, lesion_weights, background_weights, gamma)
     return reduce_losses(loss, lesion, keep, reduction, normaliser)
 
 
@@ -107,8 +108,8 @@ def _compute_elements(
     logits: Tensor,
     lesion: Tensor,
     keep: Tensor | None,
-    positive: list[float],
-    negative: list[float],
+    lesion_weights: list[float],
+    background_weights: list[float],
     gamma: float,
 ) -> Tensor:
     """Return the loss of each element by differentiable operations of torch.
@@ -120,17 +121,18 @@ def _compute_elements(
         logits: `[B, K, *spatial]`.
         lesion: True for lesion elements, of the logits' shape.
         keep: False for elements that are left out, of the logits' shape. None uses all elements.
-        positive: Weight of lesion elements, one per class.
-        negative: Weight of background elements, one per class.
+        lesion_weights: Weight of lesion elements, one per class.
+        background_weights: Weight of background elements, one per class.
         gamma: Focusing exponent.
     """
-    # zero if left out: a NaN there must reach neither value nor gradient
+    # 0 for elements that are left out: a NaN there must reach neither value nor gradient
     x = logits if keep is None else logits.masked_fill(~keep, 0)
     x = x if x.dtype == torch.float64 else x.float()
     n_spatial = x.ndim - 2
-    lesion_weight = constant(positive, x, n_after=n_spatial)
-    background_weight = constant(negative, x, n_after=n_spatial)
+    lesion_weight = constant(lesion_weights, x, n_after=n_spatial)
+    background_weight = constant(background_weights, x, n_after=n_spatial)
     weight = torch.where(lesion, lesion_weight, background_weight)
+    # the error logit is positive if the network is wrong, so it is −x for a lesion
     return weight * _apply_formula(torch.where(lesion, -x, x), gamma)
 
 
@@ -138,8 +140,8 @@ def _sum_elements(
     logits: Tensor,
     lesion: Tensor,
     keep: Tensor | None,
-    positive: list[float],
-    negative: list[float],
+    lesion_weights: list[float],
+    background_weights: list[float],
     gamma: float,
 ) -> Tensor:
     """Return the summed loss of all elements, in less time and memory than `_compute_elements`.
@@ -147,18 +149,18 @@ def _sum_elements(
     Elements that are left out add nothing. If all classes have the same α, they are summed in one
     call, otherwise class by class. The arguments are those of `_compute_elements`.
     """
-    if len(set(positive)) == 1:
-        groups = [slice(None)]
+    if len(set(lesion_weights)) == 1:
+        class_groups = [slice(None)]
     else:
-        groups = [slice(k, k + 1) for k in range(len(positive))]
+        class_groups = [slice(k, k + 1) for k in range(len(lesion_weights))]
     sums: list[Tensor] = []
-    for classes in groups:
+    for classes in class_groups:
         total = _SummedFocal.apply(  # type: ignore[no-untyped-call]
             logits[:, classes],
             lesion[:, classes],
             None if keep is None else keep[:, classes],
-            positive[classes][0],
-            negative[classes][0],
+            lesion_weights[classes][0],  # equal for all classes of the group
+            background_weights[classes][0],
             gamma,
         )
         sums.append(total)
@@ -203,6 +205,7 @@ def softmax_focal_loss(
     check_shapes(logits, target, valid, exclusive=True)
     n_classes = logits.shape[1]
     alpha = _to_floats(alpha)
+    # weights of the 1 + K classes, background first
     if isinstance(alpha, float):
         weights = [1 - alpha, *_expand_alpha(alpha, n_classes - 1)]
     else:
@@ -213,26 +216,28 @@ def softmax_focal_loss(
     x = logits if logits.dtype == torch.float64 else logits.float()
     if len(weights) == 2:
         # The softmax of two classes is the sigmoid of their difference, which is computed faster.
-        # The sigmoid loss weights by α and 1 − α, so the weights are divided by their sum.
-        total = sum(weights)
+        # The sigmoid loss weights by α and 1 − α, so the weights are divided by their sum, and the
+        # loss is multiplied by it.
+        weight_sum = sum(weights)
         loss = sigmoid_focal_loss(
             x[:, 1:] - x[:, :1],
             target,
-            alpha=weights[1] / total if total else 0,
+            alpha=weights[1] / weight_sum if weight_sum else 0,
             gamma=gamma,
             reduction=reduction,
             valid=keep,
             normaliser=normaliser,
         )
         if reduction == "none":
-            loss = loss[:, 0]
-        return total * loss
-    _check_labels(target, keep, len(weights) - 1)
+            loss = loss[:, 0]  # remove the class axis
+        return weight_sum * loss
+    _check_labels(target, keep, highest=len(weights) - 1)
+    # 0 for voxels that are left out: a NaN there must reach neither value nor gradient
     if keep is not None:
         x = x.masked_fill(~keep.unsqueeze(1), 0)
         target = target.masked_fill(~keep, 0)
     # the error logit of the module's docstring: logsumexp of the other logits minus the true logit
-    index = target.long().unsqueeze(1)
+    index = target.long().unsqueeze(1)  # the true class, as an index on axis 1
     true_logit = x.gather(1, index)[:, 0]
     others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
     loss = _apply_formula(others - true_logit, gamma) * constant(weights, x)[index[:, 0]]
@@ -252,8 +257,8 @@ class _SummedFocal(torch.autograd.Function):
         logits: Tensor,
         lesion: Tensor,
         keep: Tensor | None,
-        positive: float,
-        negative: float,
+        lesion_weight: float,
+        background_weight: float,
         gamma: float,
     ) -> Tensor:
         """Return the summed loss of all elements, and save its gradient for `backward`.
@@ -264,29 +269,33 @@ class _SummedFocal(torch.autograd.Function):
             lesion: True for lesion elements, of the logits' shape.
             keep: False for elements that are left out, of the logits' shape. None uses all
                 elements.
-            positive: Weight of lesion elements.
-            negative: Weight of background elements.
+            lesion_weight: Weight of lesion elements.
+            background_weight: Weight of background elements.
             gamma: Focusing exponent.
         """
         gradient = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         total = gradient.new_zeros(())
         on_cpu = logits.device.type == "cpu"
-        size = BLOCK if on_cpu else max(logits.numel(), 1)
+        # on a CPU in blocks, otherwise all elements at once; `split` needs at least 1
+        block_size = BLOCK if on_cpu else max(logits.numel(), 1)
         compute_block = _compute_on_cpu if on_cpu else _compute_on_gpu
-        logit_blocks = torch.split(logits.reshape(-1), size)
-        lesion_blocks = torch.split(lesion.reshape(-1), size)
-        outputs = torch.split(gradient.reshape(-1), size)
-        masks: Sequence[Tensor | None] = [None] * len(outputs)
+        logit_blocks = torch.split(logits.reshape(-1), block_size)
+        lesion_blocks = torch.split(lesion.reshape(-1), block_size)
+        gradient_blocks = torch.split(gradient.reshape(-1), block_size)
+        keep_blocks: Sequence[Tensor | None] = [None] * len(gradient_blocks)
         if keep is not None:
-            masks = torch.split(keep.reshape(-1), size)
-        for x, is_lesion, out, mask in zip(
-            logit_blocks, lesion_blocks, outputs, masks, strict=True
+            keep_blocks = torch.split(keep.reshape(-1), block_size)
+        for x, is_lesion, gradient_block, keep_block in zip(
+            logit_blocks, lesion_blocks, gradient_blocks, keep_blocks, strict=True
         ):
             x = x.float()
-            if mask is not None:  # a NaN that is left out must reach neither value nor gradient
-                x = x.masked_fill(~mask, 0)
-                is_lesion = is_lesion & mask
-            total += compute_block(x, is_lesion, mask, positive, negative, gamma, out)
+            # a NaN that is left out must reach neither value nor gradient
+            if keep_block is not None:
+                x = x.masked_fill(~keep_block, 0)
+                is_lesion = is_lesion & keep_block
+            total += compute_block(
+                x, is_lesion, keep_block, lesion_weight, background_weight, gamma, gradient_block
+            )
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         return total
@@ -306,8 +315,8 @@ def _compute_on_cpu(
     x: Tensor,
     is_lesion: Tensor,
     mask: Tensor | None,
-    positive: float,
-    negative: float,
+    lesion_weight: float,
+    background_weight: float,
     gamma: float,
     out: Tensor,
 ) -> Tensor:
@@ -319,8 +328,8 @@ def _compute_on_cpu(
         x: Logits in fp32, 0 for elements that are left out.
         is_lesion: True for lesion elements, False for elements that are left out.
         mask: False for elements that are left out. None uses all elements.
-        positive: Weight of lesion elements.
-        negative: Weight of background elements.
+        lesion_weight: Weight of lesion elements.
+        background_weight: Weight of background elements.
         gamma: Focusing exponent.
         out: Receives the gradient with respect to the logits.
     """
@@ -328,16 +337,17 @@ def _compute_on_cpu(
     lesion_indices = torch.from_numpy(np.flatnonzero(is_lesion))
     error = torch.sigmoid(x)
     loss = F.softplus(x)
-    weight = (error**gamma).mul_(negative)
+    weight = (error**gamma).mul_(background_weight)
     weight = weight if mask is None else weight.mul_(mask)
-    weight.index_fill_(0, lesion_indices, 0)
-    # dFL/dz of the module's docstring; `weight` is α_t · sigmoid(z)^γ
+    weight.index_fill_(0, lesion_indices, 0)  # lesion elements follow below
+    # dFL/dz of the module's docstring; `weight` is α_t · sigmoid(z)^γ. For background, z is x and
+    # `error` is the probability of a lesion. `addcmul` computes error + γ · loss · (1 − error).
     torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
     total = torch.dot(weight, loss)
-    # the lesion elements, for which z is −x
+    # the lesion elements, for which z is −x; the gradient with respect to x changes its sign
     error = torch.sigmoid(-x[lesion_indices])
     loss = F.softplus(-x[lesion_indices])
-    weight = positive * error**gamma
+    weight = lesion_weight * error**gamma
     out[lesion_indices] = -weight * (gamma * (1 - error) * loss + error)
     return total + torch.dot(weight, loss)
 
@@ -346,8 +356,8 @@ def _compute_on_gpu(
     x: Tensor,
     is_lesion: Tensor,
     mask: Tensor | None,
-    positive: float,
-    negative: float,
+    lesion_weight: float,
+    background_weight: float,
     gamma: float,
     out: Tensor,
 ) -> Tensor:
@@ -356,13 +366,14 @@ def _compute_on_gpu(
     All elements are computed in the same way, because a list of the lesion elements would make the
     host wait for the GPU. The arguments are those of `_compute_on_cpu`.
     """
-    z = torch.where(is_lesion, -x, x)
+    z = torch.where(is_lesion, -x, x)  # the error logit
     error = torch.sigmoid(z)
     loss = F.softplus(z)
-    weight = (error**gamma).mul_(torch.where(is_lesion, positive, negative))
+    weight = (error**gamma).mul_(torch.where(is_lesion, lesion_weight, background_weight))
     weight = weight if mask is None else weight.mul_(mask)
+    # dFL/dz, see `_compute_on_cpu`
     torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
-    torch.where(is_lesion, -out, out, out=out)
+    torch.where(is_lesion, -out, out, out=out)  # the gradient with respect to x
     return torch.dot(weight, loss)
 
 
@@ -371,6 +382,7 @@ def _apply_formula(error_logit: Tensor, gamma: float) -> Tensor:
 
     The result is differentiable any number of times.
     """
+    # softplus(z) is −log p_t, and softplus(−z) is −log(1 − p_t), without loss of digits
     return torch.exp(-gamma * F.softplus(-error_logit)) * F.softplus(error_logit)
 
 
@@ -389,14 +401,14 @@ def reduce_losses(
         normaliser: The divisor for `per_positive`. None uses the number of lesion elements that are
             not left out. A divisor that is counted is at least 1.
     """
-    if keep is not None and loss.ndim:
+    if keep is not None and loss.ndim:  # a sum is complete already
         loss = loss.masked_fill(~keep, 0)
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean" and keep is None:
-        normaliser = max(lesion.numel(), 1)
+        normaliser = max(lesion.numel(), 1)  # `loss` may be a sum, so it does not tell the number
     elif reduction == "mean" and keep is not None:
         normaliser = keep.sum().clamp_min(1)
     elif normaliser is None:
@@ -474,7 +486,7 @@ def posterior_logits(
     Args:
         logits: Logits of K independent classes, trained by `sigmoid_focal_loss` with α and γ.
         alpha: One number or one per class. None counts as ½. So do 0 and 1, which cannot be undone.
-        gamma: Γ of the training. γ = 0 and α = ½ change nothing.
+        gamma: The γ of the training. γ = 0 and α = ½ change nothing.
 
     Returns:
         fp32 logits of the same shape, finite for finite logits.
@@ -487,14 +499,15 @@ def posterior_logits(
     0.75
     """
     logits = logits.float()
-    # softplus, because ONNX exports logsigmoid as log(sigmoid), which is infinite below -18
+    # log p and log(1 − p) by softplus, because ONNX exports logsigmoid as log(sigmoid), which is
+    # infinite below -18
     log_p = -F.softplus(-logits)
-    log_q = -F.softplus(logits)
+    log_not_p = -F.softplus(logits)
     weights = _expand_alpha(0.5 if alpha is None else alpha, logits.shape[1])
-    # α = 0 and α = 1 have infinite log odds
+    # log(α / (1 − α)); it is infinite for α = 0 and α = 1, which count as ½
     log_odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in weights]
-    prior = constant(log_odds, logits, n_after=logits.ndim - 2)
-    return _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma) - prior
+    log_odds_of_alpha = constant(log_odds, logits, n_after=logits.ndim - 2)
+    return _log_h(log_p, log_not_p, gamma) - _log_h(log_not_p, log_p, gamma) - log_odds_of_alpha
 
 
 def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
@@ -503,13 +516,13 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
     log h(v) = log v − (γ−1)·log(1−v) − log((1−v) − γ·v·log v).
 
     Args:
-        log_v: Log v.
+        log_v: The logarithm of v.
         log_rest: The logarithm of 1−v.
-        gamma: Γ.
+        gamma: The γ of the training.
     """
     # (1−v) − γ·v·log v = (1−v)·(1 + γ·quotient) with quotient = v·(−log v)/(1−v), which tends to 1
-    # as v tends to 1. The limit is used below 1−v = e⁻¹⁵. There the clamp keeps the unused
-    # quotient finite.
+    # as v tends to 1. The limit is used below 1−v = e⁻¹⁵, from which on the difference is
+    # about the precision of fp32. There the clamp keeps the unused quotient finite.
     v = log_v.exp()
     rest = log_rest.exp().clamp_min(1e-30)
     quotient = torch.where(log_rest > -15, v * -log_v / rest, 1.0)
@@ -539,7 +552,8 @@ def lesion_target(
         return labels.bool()
     if like.shape[1] == 1:  # faster than the comparison below, which takes as long as a sigmoid
         return labels.bool().unsqueeze(1)
-    classes = torch.arange(1, like.shape[1] + 1, device=labels.device)
+    classes = torch.arange(1, like.shape[1] + 1, device=labels.device)  # 0 is background
+    # the classes on axis 1, for all elements
     return labels.unsqueeze(1) == classes.reshape((-1,) + (1,) * (labels.ndim - 1))
 
 
@@ -548,8 +562,8 @@ def to_signed(labels: Tensor) -> Tensor:
 
     torch can neither compare nor reduce the unsigned types.
     """
-    signed = _SIGNED.get(labels.dtype)
-    return labels if signed is None else labels.to(signed)
+    signed_type = _SIGNED.get(labels.dtype)
+    return labels if signed_type is None else labels.to(signed_type)
 
 
 def check_settings(
@@ -633,7 +647,7 @@ def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
     """
     if target.device.type != "cpu" or target.dtype == torch.bool or torch.compiler.is_compiling():
         return  # reading values would wait for a GPU, or break the compiled graph
-    low, high = torch.aminmax(target) if target.numel() else (0, 0)
+    low, high = torch.aminmax(target) if target.numel() else (0, 0)  # empty: nothing is wrong
     are_integers = not target.is_floating_point() or not target.frac().any()
     if low >= 0 and high <= highest and are_integers:
         return
@@ -646,4 +660,4 @@ def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
         )
     # labels of voxels that are left out may have any value: check again with 0 in their place
     is_used = keep.any(1) if keep.ndim > target.ndim else keep
-    _check_labels(target.masked_fill(~is_used, 0), None, highest)
+    _check_labels(target.masked_fill(~is_used, 0), keep=None, highest=highest)

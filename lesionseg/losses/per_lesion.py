@@ -96,7 +96,8 @@ class LesionBalancedLoss(DiceFocalLoss):
         require_weight("lesion_weight", lesion_weight)
         self.lesion_weight = lesion_weight
         if lesion_weight != 0:
-            self.link = None  # voxels have different weights, for which no correction is known
+            # voxels have different weights, for which `posterior_logits` knows no correction
+            self.link = None
 
     @property
     def needs_nearest(self) -> bool:
@@ -138,10 +139,10 @@ class LesionBalancedLoss(DiceFocalLoss):
             return super().forward(logits, labels, valid=valid, normaliser=normaliser)
         spatial = (logits.shape[0], *logits.shape[2:])
         if nearest is None or nearest.shape != spatial:
-            given = None if nearest is None else tuple(nearest.shape)
+            shape = None if nearest is None else tuple(nearest.shape)
             raise GeometryError(
                 f"LesionBalancedLoss needs the nearest lesion of each voxel, of shape {spatial}, "
-                f"not {given}. Pass nearest=nearest_lesions(instances) with the batch's lesion ids."
+                f"not {shape}. Pass nearest=nearest_lesions(instances) with the batch's lesion ids."
             )
         alpha = self.voxel_term.alpha
         gamma = self.voxel_term.gamma
@@ -158,11 +159,11 @@ class LesionBalancedLoss(DiceFocalLoss):
         cells = _Cells.of(nearest)
         n_voxels = cells.sum_voxels(lesion)
         p_sum = cells.sum_voxels(p)
-        hit = cells.sum_voxels(p * lesion)
+        hit = cells.sum_voxels(p * lesion)  # the probability within lesions
         focal_sum = cells.sum_voxels(focal)
         # the Dice of the batch
-        batch = torch.stack([hit.sum(0), p_sum.sum(0), n_voxels.sum(0)])
-        batch_hit, batch_p, batch_voxels = self.sum_processes(batch)
+        batch_sums = torch.stack([hit.sum(0), p_sum.sum(0), n_voxels.sum(0)])
+        batch_hit, batch_p, batch_voxels = self.sum_processes(batch_sums)
         dice = dice_of_sums(batch_hit, batch_p, batch_voxels, self.smooth)
         # the Dice of each cell
         has_class = (n_voxels > 0) & cells.is_cell
@@ -172,14 +173,14 @@ class LesionBalancedLoss(DiceFocalLoss):
         # the focal losses of each cell, separately for its lesion and its background
         has_lesion = has_class.any(1, keepdim=True)
         size = n_voxels.sum(1, keepdim=True).clamp_min(1)
-        of_lesion = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
-        background = (focal_sum - of_lesion).where(has_lesion, 0).sum()
+        lesion_focal_sum = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
+        background = (focal_sum - lesion_focal_sum).where(has_lesion, 0).sum()
         # `lesion` contains only valid voxels, so `reduce_losses` needs no mask
         batch_focal, background = (
-            reduce_losses(total, lesion, None, "per_positive", normaliser)
+            reduce_losses(total, lesion, keep=None, reduction="per_positive", normaliser=normaliser)
             for total in (focal_sum.sum(), background)
         )
-        lesion_focal = self._mean_over_processes(of_lesion / size, has_lesion) + background
+        lesion_focal = self._mean_over_processes(lesion_focal_sum / size, has_lesion) + background
         return {
             "dice": self.dice_weight * dice.mean(),
             "focal": self.voxel_weight * batch_focal,
@@ -232,19 +233,22 @@ class _Cells:
         n_ids = _count_ids(nearest)
         n_spatial = nearest.ndim - 1
         tile = torch.arange(n_tiles, device=nearest.device).reshape((-1,) + (1,) * n_spatial)
+        # each tile has one row per id, so the row of a voxel is id + n_ids · tile
         row = torch.arange(n_tiles * n_ids, device=nearest.device)
+        # voxels that follow each other along the last axis add to different partial sums
         part = torch.arange(nearest.shape[-1], device=nearest.device) % _N_PARTS
         return cls(
             part_of_voxel=((nearest.long() + n_ids * tile) * _N_PARTS + part).flatten(),
             n_rows=n_tiles * n_ids,
-            is_cell=(row % n_ids > 0).unsqueeze(1),
+            is_cell=(row % n_ids > 0).unsqueeze(1),  # id 0: voxels without a nearest lesion
         )
 
     def sum_voxels(self, values: Shaped[Tensor, "b k *spatial"]) -> Float[Tensor, "rows k"]:
         """Sum the values over the voxels of each cell, class by class."""
         by_class = values.float().transpose(0, 1).flatten(1)  # [k, voxels of the batch]
-        table = by_class.new_zeros(len(by_class), self.n_rows * _N_PARTS)
-        parts = table.scatter_add(1, self.part_of_voxel.expand_as(by_class), by_class)
+        zeros = by_class.new_zeros(len(by_class), self.n_rows * _N_PARTS)
+        parts = zeros.scatter_add(1, self.part_of_voxel.expand_as(by_class), by_class)
+        # add the partial sums of each row: `[k, rows]`, transposed
         return parts.reshape(len(by_class), self.n_rows, _N_PARTS).sum(2).T
 
 
@@ -254,9 +258,9 @@ def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
     On a GPU and while torch.compile traces, uint8 ids give 256 instead. The host would otherwise
     have to wait for the ids, and a compiled graph would end here.
     """
-    is_read = nearest.device.type == "cpu" and not torch.compiler.is_compiling()
-    if nearest.dtype == torch.uint8 and not is_read:
-        return 256
+    can_read_ids = nearest.device.type == "cpu" and not torch.compiler.is_compiling()
+    if nearest.dtype == torch.uint8 and not can_read_ids:
+        return 256  # uint8 has the ids 0 to 255
     return int(to_signed(nearest).max()) + 1 if nearest.numel() else 1
 
 
@@ -297,28 +301,33 @@ def _write_cell_ids(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]
         reach: As in `nearest_lesions`.
         out: Receives the ids. It must be 0 everywhere.
     """
-    closest = np.zeros(ids.shape, np.float32)  # see `_compute_closeness`
-    present, voxels, first = group_voxels(ids)
-    if not len(present):
+    # 1 − d² of the nearest lesion so far, see `_compute_closeness`; 0 is out of reach
+    closest = np.zeros(ids.shape, np.float32)
+    lesion_ids, voxels, first_rows = group_voxels(ids)
+    if not len(lesion_ids):
         return
-    # bounding box of each lesion; `first` is the row of its first voxel in `voxels`
-    low = np.minimum.reduceat(voxels, first)
-    high = np.maximum.reduceat(voxels, first) + 1
+    # Bounding box of each lesion. `voxels` contains indices, lesion by lesion, and `first_rows` the
+    # row of each lesion's first voxel. `reduceat` reduces the rows of each lesion.
+    low = np.minimum.reduceat(voxels, first_rows)
+    high = np.maximum.reduceat(voxels, first_rows) + 1
     margin = [math.ceil(n) - 1 for n in reach]  # voxels at the distance itself are outside
     squared_distances = [_squared_distances(n, unit) for n, unit in zip(margin, reach, strict=True)]
     # the bounding box enlarged by the reach: voxels outside it cannot belong to the cell
     start = np.maximum(low - margin, 0)
     stop = np.minimum(high + margin, ids.shape)
-    for row, number in enumerate(present):
+    for row, lesion_id in enumerate(lesion_ids):
         box = tuple(map(slice, low[row], high[row]))
         around = tuple(map(slice, start[row], stop[row]))
         offset = low[row] - start[row]
         closeness = _compute_closeness(
-            ids[box] == number, offset, stop[row] - start[row], squared_distances
+            is_lesion=ids[box] == lesion_id,
+            offset=offset,
+            shape=stop[row] - start[row],
+            squared_distances=squared_distances,
         )
         is_closer = closeness > closest[around]  # ids ascend, so an equal distance changes nothing
         np.copyto(closest[around], closeness, where=is_closer)
-        np.copyto(out[around], number, where=is_closer)
+        np.copyto(out[around], lesion_id, where=is_closer)
 
 
 def _squared_distances(margin: int, unit: float) -> NDArray[np.float32]:
@@ -352,13 +361,15 @@ def _compute_closeness(
         shape: Shape of the result, the bounding box with its surroundings.
         squared_distances: The squared distances along each axis (`_squared_distances`).
     """
+    # before the first axis: d is 0 in the lesion, and infinite outside it
     values = np.where(is_lesion, np.float32(1), np.float32(-np.inf))
     for axis in reversed(range(is_lesion.ndim)):  # the first axis last: the result is in C order
         n = shape[axis]
         rows = np.ascontiguousarray(values.swapaxes(0, axis))
-        # spread each row to its neighbours within reach, lowered by the squared distance
+        # Spread each row to its neighbours within reach, lowered by the squared distance. `wide` is
+        # the result for this axis.
         wide = np.full((n, *rows.shape[1:]), -np.inf, np.float32)
-        margin = len(squared_distances[axis]) // 2
+        margin = len(squared_distances[axis]) // 2  # index of the distance 0
         parabola = squared_distances[axis].reshape(-1, *(1,) * (rows.ndim - 1))
         spread = np.empty((2 * margin + 1, *rows.shape[1:]), np.float32)
         for index, row in enumerate(rows, start=offset[axis]):

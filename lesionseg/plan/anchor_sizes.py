@@ -74,11 +74,12 @@ def fit_anchors(
         return _default_anchors(strides, finest, architecture)
     sides = _sample_by_volume(sides)
     volume = sides.prod(axis=1)
-    is_small = volume <= np.percentile(volume, SMALL_PERCENT)  # True for at least one lesion
+    # the smallest tenth; True for at least one lesion
+    is_small = volume <= np.percentile(volume, SMALL_PERCENT)
     stages = _choose_stages(sides, strides, finest)
     # all lesions together have the weight 1, and the small ones another 1
     weights = 1 / len(sides) + is_small / is_small.sum()
-    shapes = _cluster_sizes(sides, weights, N_SHAPES * len(stages))
+    shapes = _cluster_sizes(sides, weights, k=N_SHAPES * len(stages))
     best_iou = _best_iou(sides, shapes)
     mean_iou = float(best_iou.mean())
     small_recall = float((best_iou[is_small] >= GOOD_IOU).mean())
@@ -106,8 +107,9 @@ def _default_anchors(
         architecture: The backbone.
     """
     stages = tuple(range(finest, min(len(strides), finest + MAX_LEVELS)))
-    octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)  # 1, 2^⅓, 2^⅔: even steps up to the next level
-    shapes = np.concatenate([2 * strides[stage] * octaves[:, None] for stage in stages])
+    factors = 2 ** (np.arange(N_SHAPES) / N_SHAPES)  # 1, 2^⅓, 2^⅔: even steps up to the next level
+    # twice the stride: the smallest size for which a level is used, see `_choose_stages`
+    shapes = np.concatenate([2 * strides[stage] * factors[:, None] for stage in stages])
     return Decision(
         _make_anchors(stages, shapes, architecture),
         "default sizes, because there are no lesions",
@@ -157,9 +159,10 @@ def _make_anchors(
         shapes: The anchor sizes of all levels in ascending order, `[3 · levels, dims]`.
         architecture: The backbone.
     """
-    n_each = min(N_SHAPES + 1, len(shapes))
+    n_each = min(N_SHAPES + 1, len(shapes))  # sizes of a level
     sizes = []
     for level in range(len(stages)):
+        # the last level ends with the largest size
         end = min(N_SHAPES * level + n_each, len(shapes))
         sizes.append(tuple(map(tuple, shapes[end - n_each : end].round(2).tolist())))
     width = ceil(architecture.features[stages[0]] / 8) * 8  # group norms have 8 groups
@@ -179,18 +182,19 @@ def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, 
         strides: Stride from the input to each stage, `[stages, dims]`.
         finest: Index of the finest stage that is allowed.
     """
-    n = len(strides)
-    small = np.percentile(sides, SMALL_PERCENT, axis=0)
-    largest = sides.max(axis=0)
-    # an axis of stride 1 has all its voxels, also if the lesions are single slices
-    resolving = [
+    n_stages = len(strides)
+    small_sides = np.percentile(sides, SMALL_PERCENT, axis=0)
+    largest_sides = sides.max(axis=0)
+    # Fine enough along each axis. An axis of stride 1 has all its voxels: no stage is finer along
+    # it, also if the lesions are single slices.
+    fine_enough = [
         i
-        for i in range(finest, n)
-        if ((_CELLS_ACROSS * strides[i] <= small) | (strides[i] == 1)).all()
+        for i in range(finest, n_stages)
+        if ((_CELLS_ACROSS * strides[i] <= small_sides) | (strides[i] == 1)).all()
     ]
-    first = max(resolving, default=finest)
-    fitting = [i for i in range(first, n) if (2 * strides[i] <= largest).any()]
-    return tuple(range(first, min(max(fitting, default=first), first + MAX_LEVELS - 1) + 1))
+    first = max(fine_enough, default=finest)
+    coarse_enough = [i for i in range(first, n_stages) if (2 * strides[i] <= largest_sides).any()]
+    return tuple(range(first, min(max(coarse_enough, default=first), first + MAX_LEVELS - 1) + 1))
 
 
 def _cluster_sizes(sides: Extents, weights: Numbers, k: int) -> Extents:
@@ -212,10 +216,12 @@ def _cluster_sizes(sides: Extents, weights: Numbers, k: int) -> Extents:
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))
-    # the mean of both, because by rank only, nearly all would be the most common sizes
+    # The mean of both, because by rank only, nearly all would be the most common sizes. The
+    # extreme 2 % of lesions at both ends are left out.
     even_by_rank = np.interp(np.linspace(0.02, 0.98, k), ranks, np.sort(log_volumes))
-    wanted = (even_by_rank + np.linspace(even_by_rank[0], even_by_rank[-1], k)) / 2
-    shapes = sides[np.abs(log_volumes[:, None] - wanted).round(9).argmin(axis=0)]
+    targets = (even_by_rank + np.linspace(even_by_rank[0], even_by_rank[-1], k)) / 2
+    # the lesion nearest to each target; rounding makes near ties equal on all processors
+    shapes = sides[np.abs(log_volumes[:, None] - targets).round(9).argmin(axis=0)]
     for step in _STEPS:
         score = weights @ _best_iou(sides, shapes)
         for row, axis in np.ndindex(*shapes.shape):

@@ -39,7 +39,7 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     shape = np.array(reference.geometry.shape)
     if len(shape) != 2 or reference.mask() is None:
         return OutlineCounts()
-    start = lesions.boxes[:, :2]
+    start = lesions.boxes[:, :2]  # a box is (start, stop) along both axes
     stop = lesions.boxes[:, 2:]
     is_large = ((stop - start) >= SHORTEST_SIDE).all(axis=1)
     is_inside = ((start > 0) & (stop < shape)).all(axis=1)
@@ -50,7 +50,7 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     for row in rows.tolist():
         voxels = lesions.voxels_of(row)
         corner = voxels.min(axis=0)
-        crop = np.zeros(voxels.max(axis=0) + 1 - corner, bool)
+        crop = np.zeros(voxels.max(axis=0) + 1 - corner, bool)  # the lesion in its bounding box
         crop[tuple((voxels - corner).T)] = True
         n_boxes += is_box_outline(crop)
     return OutlineCounts(len(rows), n_boxes)
@@ -73,12 +73,13 @@ def is_box_outline(crop: Flags) -> bool:
     >>> is_box_outline(np.tri(20, dtype=bool))
     False
     """
-    margin = int(TOLERANCE)
+    margin = int(TOLERANCE)  # pixels at the outline that a filled box may lack
     if crop[margin:-margin, margin:-margin].all():
         return True
     # the mask must contain the smaller ellipse, and be within the larger ellipse
-    is_outside = crop & ~_ellipse(crop.shape, TOLERANCE)
-    return not is_outside.any() and not (~crop & _ellipse(crop.shape, -TOLERANCE)).any()
+    is_outside = crop & ~_ellipse(crop.shape, growth=TOLERANCE)
+    is_missing = ~crop & _ellipse(crop.shape, growth=-TOLERANCE)
+    return not is_outside.any() and not is_missing.any()
 
 
 def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:

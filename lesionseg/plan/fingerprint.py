@@ -95,9 +95,9 @@ class Fingerprint:
 
         It begins with the numbers of cases, lesions and lesion-free cases for human readers.
         """
-        lesions = self.lesions_per_case
-        counts = {"n_cases": len(self.shapes), "n_lesions": sum(lesions)}
-        counts["n_lesion_free_cases"] = sum(n == 0 for n in lesions)
+        n_lesions = self.lesions_per_case
+        counts = {"n_cases": len(self.shapes), "n_lesions": sum(n_lesions)}
+        counts["n_lesion_free_cases"] = sum(n == 0 for n in n_lesions)
         return json.dumps({**counts, **asdict(self)}, indent=1, allow_nan=False)
 
     @classmethod
@@ -167,12 +167,13 @@ def measure_case(case: Case, reference: Reference, maximum: int = SAMPLED) -> Ca
     n_annotated = is_lesion.size
     if reference.ignore is not None:
         n_annotated = int(np.count_nonzero(~reference.ignore))
+    # a box is (start, stop); a box without extent counts as one voxel
     start, stop = np.split(lesions.boxes, 2, axis=1)
     sides_vox = np.maximum(stop - start, 1).astype(float).tolist()
     extents_mm = [
         tuple(round(sides[a] * geometry.spacing_mm[a], 4) for a in order) for sides in sides_vox
     ]
-    channels = array.reshape(len(array), -1)
+    channels = array.reshape(len(array), -1)  # `[C, voxels]`
     return CaseStatistics(
         shape=tuple(geometry.shape[a] for a in order),
         spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
@@ -202,7 +203,9 @@ def fingerprint_of(dataset: Dataset, statistics: Sequence[CaseStatistics]) -> Fi
     channels = tuple(
         _measure_channel(dataset, statistics, c) for c in range(len(dataset.channel_names))
     )
-    scanned = sum(n.scanned_mm for n in statistics)  # 0 if all voxels are ignored
+    scanned = sum(
+        n.scanned_mm for n in statistics
+    )  # mm³ or, in 2-D, mm²; 0 if all voxels are ignored
     modality: Modality = "mri"
     if dataset.dims == 2:
         modality = "colour" if dataset.is_colour else "xray"
@@ -253,11 +256,12 @@ def _measure_channel(
         has_hounsfield_units = bool(np.median([sample.min() for sample in samples]) < MIN_MRI)
     is_ct = is_named_ct or has_hounsfield_units
     body = np.concatenate(samples)
-    body = body[body > AIR_HU if is_ct else body != 0]
+    body = body[body > AIR_HU if is_ct else body != 0]  # outside the body, other images are 0
     return ChannelStatistics(
         name=name,
         is_ct=is_ct,
-        body=_measure_spread(body) or Spread(0.0, 1.0, 0.0, 0.0),
+        # without a voxel in the body: mean 0 and standard deviation 1, which change nothing
+        body=_measure_spread(body) or Spread(mean=0.0, std=1.0, lower=0.0, upper=0.0),
         lesion=_measure_spread(np.concatenate([n.lesion_sample[c] for n in statistics])),
         nonzero_share=float(np.mean([n.nonzero[c] for n in statistics])),
     )
@@ -270,6 +274,11 @@ def _measure_spread(values: NDArray[np.float32]) -> Spread | None:
     """
     if values.size == 0:
         return None
-    wide = values.astype(float)
-    lower, upper = np.percentile(wide, CLIPPED)
-    return Spread(float(wide.mean()), float(wide.std()), float(lower), float(upper))
+    values_fp64 = values.astype(float)  # the sum of many float32 values would lose digits
+    lower, upper = np.percentile(values_fp64, CLIPPED)
+    return Spread(
+        mean=float(values_fp64.mean()),
+        std=float(values_fp64.std()),
+        lower=float(lower),
+        upper=float(upper),
+    )

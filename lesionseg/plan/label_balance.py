@@ -19,8 +19,8 @@ def stratify_validation(
 
     A unit is a group of cases that are drawn together, such as a patient.
 
-    - Units are added and then exchanged for other units, so that their number grows only if it has
-      to.
+    - Units are added, then others are moved to training, so that the number of units grows only if
+      it has to.
     - Training also keeps a unit of each label, if that does not remove another label from
       validation.
     - Nothing changes if all lesions have the same label.
@@ -35,16 +35,17 @@ def stratify_validation(
         The validation units. At least one unit with lesions remains in training, if the draw left
         one there.
     """
-    values = sorted({value for name in units for value in labels[name]})
-    if len(values) < 2:
+    label_values = sorted({value for name in units for value in labels[name]})
+    if len(label_values) < 2:
         return list(drawn)
     division = _Division(
-        has_label=np.array([[v in labels[name] for v in values] for name in units]),
+        # `[units, labels]`
+        has_label=np.array([[v in labels[name] for v in label_values] for name in units]),
         is_validation=np.isin(np.array(units, object), list(drawn)),
         rng=rng,
     )
     division.add_missing_labels()
-    division.reduce_validation(len(drawn))
+    division.reduce_validation(maximum=len(drawn))
     division.return_to_training()
     return [
         name
@@ -96,6 +97,7 @@ class _Division:
         """
         while (missing := self.is_shared & (self._n_validation == 0)).any():
             gains = (self.has_label & missing).sum(axis=1)
+            # a label of one training unit is lost with this unit
             losses = (self.has_label & (self._n_training == 1)).sum(axis=1)
             self.is_validation[self._draw_best(gains > 0, gains - losses)] = True
 
@@ -106,11 +108,11 @@ class _Division:
         are moved first.
         """
         while self.is_validation.sum() > maximum:
-            can_go = self._find_replaceable()
-            if not can_go.any():
+            is_replaceable = self._find_replaceable()
+            if not is_replaceable.any():
                 return
             gains = (self.has_label & (self._n_training == 0)).sum(axis=1)
-            self.is_validation[self._draw_best(can_go, gains)] = False
+            self.is_validation[self._draw_best(is_replaceable, gains)] = False
 
     def return_to_training(self) -> None:
         """Move a unit of each label that training lacks to training, as far as possible.
@@ -122,24 +124,26 @@ class _Division:
         for label in np.flatnonzero(self._n_training == 0):
             if self._n_training[label]:  # an earlier turn has added the label
                 continue
-            can_go = self._find_replaceable() & self.has_label[:, label]
+            can_leave = self._find_replaceable() & self.has_label[:, label]
             # units in training without which training keeps each of its labels
             is_last_in_training = (self.has_label & (self._n_training == 1)).any(axis=1)
             is_spare = ~self.is_validation & ~is_last_in_training
+            # validation must not become empty
             keeps_validation = is_spare.any() or self.is_validation.sum() > 1
-            if not can_go.any():
+            if not can_leave.any():
                 self._exchange_nearest(self.is_validation & self.has_label[:, label], is_spare)
                 continue
             if not keeps_validation:
                 continue
-            gone = self._draw_best(can_go, np.zeros(len(self.is_validation), np.int64))
-            self.is_validation[gone] = False
+            # any of them at random, because all scores are 0
+            leaving = self._draw_best(can_leave, np.zeros(len(self.is_validation), np.int64))
+            self.is_validation[leaving] = False
             if is_spare.any():
-                # units are in the order of their numbers of lesions
-                near = -np.abs(np.arange(len(self.is_validation)) - gone)
-                self.is_validation[self._draw_best(is_spare, near)] = True
+                # the nearest unit in the order of numbers of lesions replaces it
+                nearness = -np.abs(np.arange(len(self.is_validation)) - leaving)
+                self.is_validation[self._draw_best(is_spare, nearness)] = True
 
-    def _exchange_nearest(self, can_go: Flags, is_spare: Flags) -> None:
+    def _exchange_nearest(self, can_leave: Flags, is_spare: Flags) -> None:
         """Exchange a validation unit for a training unit, if validation can do with the new unit.
 
         After the exchange, validation must have each shared label and a lesion. Of several possible
@@ -147,19 +151,19 @@ class _Division:
         there is no such pair, nothing changes.
 
         Args:
-            can_go: `[units]`, True for validation units that training needs.
+            can_leave: `[units]`, True for validation units that training needs.
             is_spare: `[units]`, True for training units that training does not need.
         """
         pairs: list[tuple[int, int, int]] = []
-        for gone in np.flatnonzero(can_go).tolist():
+        for leaving in np.flatnonzero(can_leave).tolist():
             # `[units, labels]`: the numbers in validation after the exchange for each unit
-            n_validation = self._n_validation - self.has_label[gone] + self.has_label
+            n_validation = self._n_validation - self.has_label[leaving] + self.has_label
             keeps_labels = (n_validation[:, self.is_shared] > 0).all(axis=1)
             keeps_lesions = (n_validation > 0).any(axis=1)
-            for come in np.flatnonzero(is_spare & keeps_labels & keeps_lesions).tolist():
-                pairs.append((abs(gone - come), gone, come))
+            for coming in np.flatnonzero(is_spare & keeps_labels & keeps_lesions).tolist():
+                pairs.append((abs(leaving - coming), leaving, coming))
         if pairs:
-            _, leaving, coming = min(pairs)
+            _, leaving, coming = min(pairs)  # the smallest distance, then the first units
             self.is_validation[leaving] = False
             self.is_validation[coming] = True
 
@@ -169,11 +173,12 @@ class _Division:
         A unit is not replaceable if it is the only one in validation with a shared label, or the
         only one with lesions.
         """
-        is_last = (self.has_label & self.is_shared & (self._n_validation == 1)).any(axis=1)
+        # the only unit in validation with one of its shared labels
+        is_needed = (self.has_label & self.is_shared & (self._n_validation == 1)).any(axis=1)
         has_lesions = self.has_label.any(axis=1)
         if (self.is_validation & has_lesions).sum() == 1:
-            is_last |= has_lesions
-        result: Flags = self.is_validation & ~is_last
+            is_needed |= has_lesions  # in validation, this is one unit
+        result: Flags = self.is_validation & ~is_needed
         return result
 
     def _draw_best(self, allowed: Flags, scores: Integers) -> int:
@@ -181,7 +186,7 @@ class _Division:
 
         Args:
             allowed: `[units]`, True for the units to choose from, at least one.
-            scores: `[units]`.
+            scores: `[units]`, the higher the better.
         """
         return int(self.rng.choice(np.flatnonzero(allowed & (scores == scores[allowed].max()))))
 
@@ -202,6 +207,7 @@ def stratify_by_label(units: Sequence[str], labels: UnitLabels) -> list[list[str
     """
     frequency = Counter(value for name in units for value in labels[name])
     rarest_first = sorted(frequency, key=lambda value: (frequency[value], value))
+    # one stratum more than labels, for units without lesions
     strata: list[list[str]] = [[] for _ in range(len(rarest_first) + 1)]
     for name in units:
         ranks = [rarest_first.index(value) for value in labels[name]]
@@ -228,7 +234,9 @@ def deal_to_folds(
     folds: list[set[str]] = [set() for _ in range(n_folds)]
     for members in strata:
         for start in range(0, len(members), n_folds):
+            # sorting is stable, so folds of equal size stay in random order
             order = sorted(rng.permutation(n_folds).tolist(), key=lambda fold: len(folds[fold]))
+            # the last block of a stratum may have fewer units than there are folds
             for name, fold in zip(members[start : start + n_folds], order, strict=False):
                 folds[fold].add(name)
     return folds

@@ -89,13 +89,13 @@ def make_plan(
     """
     # settings, and the decisions that do not depend on the device's limits
     model = _choose_model(fingerprint, overrides or ModelConfig.of())
-    asked = model.value
-    chosen = asked  # with the values that `before` fixes
+    asked = model.value  # the user's settings
+    chosen = asked  # the same with the values that `before` or `pyramid` fixes
     if before is not None:
         check_compatible(before, asked, fingerprint, dataset)
         tile_shape = asked.tile_shape or before.tile_shape
-        kept = {"spacing_mm": before.spacing_mm, "tile_shape": tile_shape}
-        chosen = asked.model_copy(update=kept)
+        fixed_values = {"spacing_mm": before.spacing_mm, "tile_shape": tile_shape}
+        chosen = asked.model_copy(update=fixed_values)
     if pyramid is not None:
         _check_pyramid(pyramid, asked)
         if not pyramid.network:  # the tile is planned for the width of the checkpoint
@@ -112,7 +112,8 @@ def make_plan(
             anchors=choose_anchors(architecture).value,
         )
 
-    # the rules try many sizes, and predict the memory of each by a complete plan
+    # The rules try many sizes, and predict the memory of each by a complete plan. `sizes` are the
+    # arguments of `complete`.
     budget = rules.budget(
         device,
         memory_gb,
@@ -123,7 +124,8 @@ def make_plan(
     # the limits of the device, then tile, architecture and batch within them
     sizes = _sizes_on_grid(fingerprint, draft)
     allowed = _adapt_budget(budget.value, chosen, device)
-    # only if the rules decide both, because a smaller tile is compensated by a larger batch
+    # Small tiles only if the rules decide both sizes, because a smaller tile is compensated by a
+    # larger batch
     if chosen.tile_shape is None and chosen.batch_size is None:
         allowed = rules.limit_to_small_tiles(allowed, sizes, draft.spacing_mm)
     elif before is not None and asked.tile_shape is None and asked.batch_size is None:
@@ -165,8 +167,8 @@ def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[Mode
     if asked.architecture != AUTO_MODEL:
         return Decision(asked, "")
     model = choose_model(ReferenceKinds.of(fingerprint))
-    named = asked.model_copy(update={"architecture": model.value})
-    return Decision(named, f"{model.value}, because {model.reason}")
+    with_model = asked.model_copy(update={"architecture": model.value})
+    return Decision(with_model, f"{model.value}, because {model.reason}")
 
 
 def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> GridSizes:
@@ -213,12 +215,13 @@ def _choose_anchors(
         return Decision(None, "")
     if before is not None and before.anchors is not None:
         return Decision(before.anchors, FOLLOWED)
+    # `[n, dims]`, also without lesions
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
-    found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), architecture)
+    anchors = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), architecture)
     if device.startswith("cuda"):
-        width = max(found.value.width, MIN_HEAD_WIDTH)
-        found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
-    return found
+        width = max(anchors.value.width, MIN_HEAD_WIDTH)
+        anchors = replace(anchors, value=replace(anchors.value, width=width, depth=HEAD_DEPTH))
+    return anchors
 
 
 def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBudget:
@@ -309,6 +312,7 @@ def _round_to_multiple(
     If all sides equal the stride, the axis of the fewest millimetres gets one stride more.
     Otherwise the coarsest stage would have a single voxel, which instance norm cannot normalise.
     """
+    # at least one stride
     rounded = [max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True)]
     if rounded == list(stride):
         shortest = int(np.argmin(np.multiply(rounded, spacing_mm)))
@@ -331,9 +335,10 @@ def _shrink_to_budget(
         allowed: The limits of the device.
     """
     sides = list(tile)
+    # two tiles, which each plan has; `fits` gets the number of tiles last
     while not allowed.fits(pyramid, sides, 2):
         longest = max(range(len(sides)), key=lambda axis: sides[axis] / stride[axis])
-        if sum(sides) - stride[longest] <= sum(stride):
+        if sum(sides) - stride[longest] <= sum(stride):  # one stride along each axis would remain
             break
         sides[longest] -= stride[longest]
     return tuple(sides)
@@ -405,6 +410,7 @@ def _draft_plan(
     scales = _choose_normalisations(fingerprint, spacing.value, dataset, before)
     if before is None:  # otherwise the bundle decides
         _warn_of_masks(fingerprint, [scale.value for scale in scales])
+    # the fraction of lesion voxels, with which the head's bias begins
     prior = rules.prior(fingerprint.lesion_fraction, fingerprint.dims)
     candidates = rules.candidate_rule(fingerprint.lesion_voxels, prior.value, fingerprint.dims)
     raster_mm = None
@@ -422,13 +428,15 @@ def _draft_plan(
         # tile, batch and architecture are placeholders until `make_plan` decides them
         tile_shape=(),
         batch_size=1,
-        architecture=Architecture(chosen.architecture, (), (), ()),
+        architecture=Architecture(chosen.architecture, features=(), strides=(), kernels=()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
         raster_mm=raster_mm,
+        # candidates come from the default output of the network
         candidate_rule=replace(candidates.value, source=heads_of(chosen.architecture)[0]),
         reasons={
             "spacing_mm": spacing.reason,
+            # each reason once
             "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
             "lesion_fraction": prior.reason,
             "candidate_rule": candidates.reason,
@@ -441,6 +449,7 @@ def _median_pixel(fingerprint: Fingerprint) -> float:
 
     It is 1 for images without a known pixel size, because readers give them pixels of 1 mm.
     """
+    # in a 2-D dataset, the first axis is that of the rows
     return float(np.median([spacing_mm[0] for spacing_mm in fingerprint.spacings_mm]))
 
 
@@ -471,8 +480,8 @@ def _warn_of_masks(fingerprint: Fingerprint, scales: Sequence[Normalisation]) ->
         scales: Normalisation of each channel.
     """
     for channel, scale in zip(fingerprint.channels, scales, strict=True):
-        value = channel.body.mean
-        is_constant = channel.body.std <= 1e-6 * abs(value)
+        value = channel.body.mean  # of the voxels other than 0
+        is_constant = channel.body.std <= 1e-6 * abs(value)  # equal apart from rounding
         has_zeros = channel.nonzero_share < 1
         if scale.scheme == "zscore" and is_constant and has_zeros and value not in (0, 1):
             logger.warning(
@@ -481,6 +490,7 @@ def _warn_of_masks(fingerprint: Fingerprint, scales: Sequence[Normalisation]) ->
                 channel.name,
                 value,
                 -value,
+                # the name of nnU-Net for the division by 255
                 ", or name the channel rgb_to_0_1" if value == 255 else "",
             )
 
@@ -512,7 +522,7 @@ def _choose_normalisations(
         dataset: The channel names.
         before: The plan of the bundle that training starts from, or None.
     """
-    # the median longer side of a radiograph in pixels of the plan
+    # the median longer side of a radiograph in pixels of the plan; None for other images
     radiograph_side = None
     if fingerprint.modality == "xray" and len(fingerprint.channels) == 1:
         sides_mm = np.max(np.multiply(fingerprint.shapes, fingerprint.spacings_mm), axis=1)
@@ -523,11 +533,11 @@ def _choose_normalisations(
         return [decide(channel) for channel in fingerprint.channels]
     scales = []
     matches = match_channels(dataset.channel_names, before.channel_names)
-    for channel, source in zip(fingerprint.channels, matches, strict=True):
-        if source is None:  # a channel that the bundle does not have
+    for channel, index_before in zip(fingerprint.channels, matches, strict=True):
+        if index_before is None:  # a channel that the bundle does not have
             scales.append(decide(channel))
         else:
-            scales.append(Decision(before.normalisation[source], FOLLOWED))
+            scales.append(Decision(before.normalisation[index_before], FOLLOWED))
     return scales
 
 
@@ -560,15 +570,15 @@ def _choose_stages(
     architecture = replace(
         architecture, network=network, layout=chosen.layout or architecture.layout
     )
-    if chosen.layout == "nnunet":  # all resolutions except the two coarsest
+    if chosen.layout == "nnunet":  # a loss at all resolutions except the two coarsest
         architecture = replace(architecture, n_supervised=max(len(architecture.features) - 2, 1))
-    coarsest = [n // s for n, s in zip(tile, total_stride(architecture), strict=True)]
+    coarsest_shape = [n // s for n, s in zip(tile, total_stride(architecture), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "nearly isotropic"
     element = rules.grid_element(len(tile))
     features = f"{architecture.features[0]} to {architecture.features[-1]} features"
     reason = (
         f"{len(architecture.features)} stages with {features}; the coarsest has "
-        f"{describe_sides(coarsest)} {element}s per tile; the spacing is {kind}"
+        f"{describe_sides(coarsest_shape)} {element}s per tile; the spacing is {kind}"
     )
     return Decision(architecture, reason)
 
@@ -606,19 +616,20 @@ def check_compatible(
         dataset: The new dataset.
     """
     architecture = before.architecture
-    for name, theirs, ours in (
+    for name, of_bundle, asked_value in (
         ("number of axes", before.dims, fingerprint.dims),
         ("modality", _kind_of_scan(before.modality), _kind_of_scan(fingerprint.modality)),
         # safety: the class of a bundle's network is imported only if the user names it too
         ("network", dict(architecture.network), network_spec(chosen)),
         ("kind of backbone", backbone_kind(architecture.name), backbone_kind(chosen.architecture)),
     ):
-        if theirs != ours:
+        if of_bundle != asked_value:
             raise ConfigError(
-                f"model.init_from: the {name} of the bundle is {theirs}, but here it is {ours}. "
-                "Use another bundle, or leave out model.init_from."
+                f"model.init_from: the {name} of the bundle is {of_bundle}, but here it is "
+                f"{asked_value}. Use another bundle, or leave out model.init_from."
             )
     _check_pixel_sizes(before, fingerprint)
+    # for each channel of the dataset its index in the bundle
     channels = match_channels(dataset.channel_names, before.channel_names)
     is_same_order = channels == tuple(range(len(before.channel_names)))
     if architecture.network and not is_same_order:
@@ -628,12 +639,12 @@ def check_compatible(
             "network is not known, so give the same channels in the same order."
         )
     _warn_if_channels_differ(channels, dataset.channel_names, before.channel_names)
-    for key, asked, kept in (
+    for key, asked, fixed in (
         ("spacing_mm", chosen.spacing_mm, before.spacing_mm),
         ("base_features", chosen.base_features, architecture.features[0]),
         ("layout", chosen.layout, architecture.layout),
     ):
-        _require_fixed_value(key, asked, kept, "the bundle of model.init_from")
+        _require_fixed_value(key, asked, fixed, source="the bundle of model.init_from")
 
 
 def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
@@ -644,6 +655,7 @@ def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
     """
     if before.dims != 2 or before.raster_mm is None:
         return
+    # readers give images without a pixel size pixels of 1 mm
     is_known_before = before.raster_mm != 1.0
     is_known = _median_pixel(fingerprint) != 1.0
     if is_known != is_known_before:
@@ -665,17 +677,17 @@ def _check_pyramid(pyramid: Architecture, chosen: ModelConfig) -> None:
     _require_fixed_value("layout", chosen.layout, pyramid.layout, source)
 
 
-def _require_fixed_value(key: str, asked: object, kept: object, source: str) -> None:
+def _require_fixed_value(key: str, asked: object, fixed: object, source: str) -> None:
     """Raise `ConfigError` if the user sets a value that differs from a value that is fixed.
 
     Args:
         key: The setting below `model`, for the message.
         asked: The user's value. None if the user set none.
-        kept: The fixed value.
+        fixed: The fixed value.
         source: The object that fixes the value, for the message.
     """
-    if asked is not None and asked != kept:
-        raise ConfigError(f"model.{key}={asked}: {source} has {kept}. Leave out model.{key}.")
+    if asked is not None and asked != fixed:
+        raise ConfigError(f"model.{key}={asked}: {source} has {fixed}. Leave out model.{key}.")
 
 
 def _warn_if_channels_differ(
@@ -690,15 +702,15 @@ def _warn_if_channels_differ(
         here: Channel names of the dataset.
         before: Channel names of the bundle.
     """
-    seen = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
+    both_names = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
     if None in matches or len(here) != len(before):
         logger.warning(
             "The channels differ (%s). Channels of the same name keep their weights and "
             "normalisation. New channels start from the mean weights of the bundle's channels and "
             "are normalised by the intensities of this dataset.",
-            seen,
+            both_names,
         )
     elif not {name.strip().casefold() for name in here} <= {n.strip().casefold() for n in before}:
         logger.warning(
-            "The channels have other names (%s). They are matched by their position.", seen
+            "The channels have other names (%s). They are matched by their position.", both_names
         )

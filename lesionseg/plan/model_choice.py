@@ -65,7 +65,7 @@ def choose_model(kinds: ReferenceKinds) -> Decision[str]:
         reason = f"{kinds.n_boxed} of {cases} with lesions {verb} boxes and no mask"
         return Decision(MODEL_FOR_BOXES, reason)
     n_tested = kinds.n_outlines
-    n_boxes = kinds.n_box_outlines
+    n_boxes = kinds.n_box_outlines  # tested masks that are rectangles or ellipses
     if kinds.dims == 2 and n_tested >= FEWEST and n_boxes >= BOX_SHARE * n_tested:
         reason = (
             f"{n_boxes} of {n_tested} masks with sides of {SHORTEST_SIDE} pixels or more are "

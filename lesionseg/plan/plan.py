@@ -47,6 +47,7 @@ def heads_of(architecture: str) -> tuple[CandidateHead, ...]:
 
     A user's own network has only voxels ("segmentation").
     """
+    # HEADS has the networks of this package
     return HEADS.get(architecture, ("segmentation",))
 
 
@@ -269,6 +270,7 @@ class Plan:
         Of the networks of this package, only `retinanet` predicts none. A user's own network
         predicts them, unless `candidate_rule.source` is "detection".
         """
+        # the outputs of the network; only boxes means no voxels
         return HEADS.get(self.architecture.name, (self.candidate_rule.source,)) != ("detection",)
 
     @property
@@ -340,15 +342,15 @@ class Plan:
         must agree. Fields that may differ are marked by `_MAY_DIFFER`, such as the architecture.
         The names of labels may differ too.
         """
-        found = []
+        differing = []
         for decision in fields(self):
             ours = getattr(self, decision.name)
             theirs = getattr(other, decision.name)
             if decision.name == "labels":
-                theirs = replace(theirs, names=ours.names)
+                theirs = replace(theirs, names=ours.names)  # names may differ
             if not decision.metadata.get("may_differ") and ours != theirs:
-                found.append(decision.name)
-        return found
+                differing.append(decision.name)
+        return differing
 
     def to_json(self) -> str:
         """Return the plan as JSON text for plan.json.
@@ -357,7 +359,7 @@ class Plan:
         """
         record = asdict(self)
         labels = record.pop("labels")
-        for key, name in _LABEL_KEYS.items():
+        for key, name in _LABEL_KEYS.items():  # key in plan.json, field of the labels
             record[key] = labels[name]
         record["schema_version"] = SCHEMA
         return json.dumps(record, indent=2, sort_keys=True)
@@ -392,7 +394,8 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     n_labels = len(plan.labels)
     n_features = len(architecture.features)
     n_stages = {n_features, len(architecture.strides), len(architecture.kernels)}
-    rows = (*architecture.strides, *architecture.kernels)
+    per_stage = (*architecture.strides, *architecture.kernels)  # one number per axis in each
+    # these sets have one element if all lengths agree
     n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
     flips = plan.flip_axes or ()
     is_consistent_by_key = {
@@ -403,7 +406,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
         "spacing_mm or tile_shape": len(n_axes) == 1,
         "flip_axes": len(set(flips)) == len(flips) and all(axis < plan.dims for axis in flips),
         "tile_shape": prod(plan.tile_shape) <= _MAX_TILE_VOXELS,
-        "architecture.strides or kernels": len(n_stages) == len(set(map(len, rows))) == 1,
+        "architecture.strides or kernels": len(n_stages) == len(set(map(len, per_stage))) == 1,
         "architecture.encoder_blocks": len(architecture.encoder_blocks) in (0, n_features),
     }
     if anchors is not None:

@@ -92,25 +92,25 @@ def reference_statistics(
         lesions = lesions_of(reference)
     shape = np.array(reference.geometry.shape)
     dims = len(shape)
-    covered = lesion_mask(reference)
-    n_known = covered.size
+    is_lesion = lesion_mask(reference)
+    n_annotated = is_lesion.size
     if reference.ignore is not None:
-        n_known = int(np.count_nonzero(~reference.ignore))
+        n_annotated = int(np.count_nonzero(~reference.ignore))
     start = lesions.boxes[:, :dims]
     stop = lesions.boxes[:, dims:]
     spans = (start <= 0) & (stop >= shape)  # `[n, dims]`: from border to border along the axis
     # a lesion rarely crosses the image along a long axis, but easily along a short one (few slices)
-    longest = np.argsort(-shape, kind="stable")[:2]
+    longest_axes = np.argsort(-shape, kind="stable")[:2]  # the two longest
     # label values of the mask or, without a mask, of the boxes
     if reference.labels is not None:
-        labels = {value for value in present_values(reference.labels) if value}
+        labels = {value for value in present_values(reference.labels) if value}  # without 0
     else:
         labels = set(reference.box_labels)
     outlines = count_box_outlines(reference, lesions)
     statistics = ReferenceStatistics(
-        share=int(np.count_nonzero(covered)) / n_known if n_known else 0.0,
+        share=int(np.count_nonzero(is_lesion)) / n_annotated if n_annotated else 0.0,
         touches_all=bool(spans.all(axis=1).any()),
-        is_wide=bool(spans[:, longest].any()),
+        is_wide=bool(spans[:, longest_axes].any()),
         labels=tuple(sorted(map(int, labels))),
         n_outlines=outlines.n_tested,
         n_box_outlines=outlines.n_boxes,
@@ -134,7 +134,9 @@ def _count_boxes(
     """
     start, stop = np.split(annotated_boxes.boxes, 2, axis=1)
     is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)
-    corner = stop - start  # the second corner, if the table has x, y, x, y
+    # COCO's boxes are x, y, width, height. If the table has x, y, x, y instead, the sides that were
+    # read are the second corner.
+    corner = stop - start
     fits_as_corner = ((corner > start) & (corner <= shape + _ROUNDING_VOX)).all(axis=1)
     n_equal, n_overlapping = _count_repeated(annotated_boxes)
     return replace(
@@ -157,8 +159,9 @@ def _count_repeated(annotated_boxes: AnnotatedBoxes) -> tuple[int, int]:
     boxes = np.asarray(annotated_boxes.boxes, float)
     labels = np.array(annotated_boxes.labels)
     tensor = torch.from_numpy(boxes)
+    # all pairs of boxes of equal label, in both orders, also each box with itself
     rows, others, ious = overlapping_pairs(tensor, labels, tensor, labels)
-    is_earlier = others < rows
+    is_earlier = others < rows  # each pair once
     is_same = (np.abs(boxes[rows] - boxes[others]) <= _EQUAL_VOX).all(axis=1)
     equal = np.unique(rows[is_earlier & is_same])
     return len(equal), len(np.setdiff1d(rows[is_earlier & (ious > REPEATED_IOU)], equal))
@@ -190,13 +193,14 @@ def _dataset_findings(
     n_outside = sum(one.n_outside for one in statistics.values())
     n_corners = sum(one.n_as_corners for one in statistics.values())
     do_all_fit_as_corners = n_boxes > 0 and n_corners == n_boxes
+    # boxes outside their image are wrong as sizes; many valid corners do not occur by chance
     is_no_coincidence = n_outside > 0 or n_boxes >= _MIN_CORNERS
     if do_all_fit_as_corners and is_no_coincidence and dataset.layout == "coco":
         detail = f" All {n_boxes} fit their images as corners."
         if n_outside:
             verb = "reaches" if n_outside == 1 else "reach"
             detail += f" Read as sizes, {n_outside} of them {verb} outside."
-        findings.append(_make_finding("box_corners", "", detail))
+        findings.append(_make_finding("box_corners", case="", detail=detail))
     present = {label for one in statistics.values() for label in one.labels}
     if not present or dataset.labels.merged:
         return findings
@@ -211,10 +215,10 @@ def _dataset_findings(
             )
         else:
             detail += "If no image can show them, remove them from the categories."
-        findings.append(_make_finding("empty_label", "", detail))
+        findings.append(_make_finding("empty_label", case="", detail=detail))
     elif absent:
         detail = ", ".join(f"{name!r} (value {label})" for label, name in absent.items())
-        findings.append(_make_finding("empty_label", "", f" {detail}."))
+        findings.append(_make_finding("empty_label", case="", detail=f" {detail}."))
     return findings
 
 
@@ -248,16 +252,17 @@ def implausible_lines(findings: Sequence[Finding]) -> list[str]:
     """Return one line of text per kind of finding, for the log.
 
     A line consists of the question, the number and names of the cases, and the detail of the first
-    case. For findings about the whole dataset, the details follow the question.
+    case. For findings about the dataset, the different details follow the question.
     """
     by_kind: dict[str, list[Finding]] = {}
     for finding in findings:
         by_kind.setdefault(finding.kind, []).append(finding)
     lines: list[str] = []
-    for kind, own in by_kind.items():
+    for kind, of_kind in by_kind.items():
         line = QUESTIONS[kind]
-        details = [finding.message.removeprefix(line) for finding in own]
-        cases = [finding.case for finding in own if finding.case]
+        # a message is the question and the detail, see `_make_finding`
+        details = [finding.message.removeprefix(line) for finding in of_kind]
+        cases = [finding.case for finding in of_kind if finding.case]
         if cases:
             line += f" {count(len(cases), 'case')}: {join_names(cases)}"
             line += f" ({cases[0]}:{details[0]})" if details[0] else ""

@@ -98,30 +98,32 @@ def spacing(
     is_flat = table.shape[1] == 2
     element = grid_element(table.shape[1])
     spacing = np.median(table, axis=0)
-    fine = np.percentile(table, 10, axis=0)
+    fine_spacing = np.percentile(table, 10, axis=0)
     reason = "the median spacing"
     if is_anisotropic(spacing.tolist()):
-        spacing[spacing.argmax()] = min(spacing.max(), fine[spacing.argmax()])
+        spacing[spacing.argmax()] = min(spacing.max(), fine_spacing[spacing.argmax()])
         reason += "; the 10th percentile along the coarsest axis"
     # the rules for small and large lesions
     if len(diameters_mm) > 0:
-        small = float(np.percentile(diameters_mm, 5))
+        small_mm = float(np.percentile(diameters_mm, 5))
         # a percentile within 1 % of the spacing would gain nothing
-        finer = (small < RESOLVED_VOXELS * spacing) & (fine < 0.99 * spacing)
-        spacing = np.where(finer, fine, spacing)
-        if finer.any():
+        is_too_coarse = (small_mm < RESOLVED_VOXELS * spacing) & (fine_spacing < 0.99 * spacing)
+        spacing = np.where(is_too_coarse, fine_spacing, spacing)
+        if is_too_coarse.any():
             reason += "; the 10th percentile along axes that are too coarse for small lesions"
-        if (small < RESOLVED_VOXELS * spacing).any():
+        if (small_mm < RESOLVED_VOXELS * spacing).any():
             # readers give an image without a pixel size pixels of 1 mm
             unit = "pixels" if is_flat and (table == 1).all() else "mm"
-            reason += f"; the smallest 5 % of lesions (under {small:.1f} {unit}) are still less "
+            reason += f"; the smallest 5 % of lesions (under {small_mm:.1f} {unit}) are still less "
             reason += f"than {RESOLVED_VOXELS} {element}s across"
-        similar = spacing < 2 * spacing.min()
-        are_large = _are_lesions_large(diameters_mm, float(spacing[similar].max()), is_flat=is_flat)
+        is_fine_axis = spacing < 2 * spacing.min()  # less than twice as coarse as the finest axis
+        are_large = _are_lesions_large(
+            diameters_mm, float(spacing[is_fine_axis].max()), is_flat=is_flat
+        )
         if are_large and not device.startswith("cuda"):
-            spacing = np.where(similar, 2 * spacing, spacing)
-            which = f"{LARGE_SHARE} % of the lesions are" if is_flat else "every lesion is"
-            reason += f"; half the resolution, because {which} more than "
+            spacing = np.where(is_fine_axis, 2 * spacing, spacing)
+            lesions = f"{LARGE_SHARE} % of the lesions are" if is_flat else "every lesion is"
+            reason += f"; half the resolution, because {lesions} more than "
             reason += f"{LARGE_VOXELS} {element}s across"
     return Decision(tuple(round(float(s), 6) for s in spacing), reason)
 
@@ -143,6 +145,7 @@ def _are_lesions_large(diameters_mm: Sequence[float], spacing_mm: float, *, is_f
     if not is_flat:
         return bool(min(diameters_mm) > large_mm)
     are_most_large = np.percentile(diameters_mm, 100 - LARGE_SHARE) > large_mm
+    # halving the resolution doubles the spacing
     are_small_resolved = np.percentile(diameters_mm, 5) >= RESOLVED_VOXELS * 2 * spacing_mm
     return bool(are_most_large and are_small_resolved)
 
@@ -180,6 +183,7 @@ def normalisation(
     if channel.is_ct:
         return _normalisation_of_ct(channel)
     if radiograph_side is not None:
+        # width in pixels of the Gaussian that separates local contrast from the surroundings
         sigma = round(LOCAL_SHARE * radiograph_side, 1)
         reason = f"scaled by each image's own range, plus the local contrast ({sigma:g} pixels)"
         return Decision(Normalisation("local", sigma=sigma), reason)
@@ -198,11 +202,12 @@ def _normalisation_of_ct(channel: ChannelStatistics) -> Decision[Normalisation]:
     """
     body = channel.body
     lesion = channel.lesion or channel.body
-    # mean and variance of a mixture in which body and lesions have half the weight each
+    # Mean and variance of a mixture in which body and lesions have half the weight each. The
+    # variance is the mean variance within both, plus the variance of their two means.
     mean = (body.mean + lesion.mean) / 2
-    within = (body.std**2 + lesion.std**2) / 2
-    between = (body.mean - lesion.mean) ** 2 / 4
-    std = float(np.sqrt(within + between))
+    variance_within = (body.std**2 + lesion.std**2) / 2
+    variance_of_means = (body.mean - lesion.mean) ** 2 / 4
+    std = float(np.sqrt(variance_within + variance_of_means))
     scale = Normalisation(
         "dataset",
         lower=round(min(body.lower, lesion.lower), 3),
@@ -227,8 +232,8 @@ def prior(lesion_fraction: float, dims: int = 3) -> Decision[float]:
     low = 1e-6
     high = 0.2
     value = min(max(lesion_fraction, low), high)
-    whole = "images" if dims == 2 else "scanned volume"
-    reason = f"lesions fill {lesion_fraction:.2e} of the {whole}"
+    filled = "images" if dims == 2 else "scanned volume"
+    reason = f"lesions fill {lesion_fraction:.2e} of the {filled}"
     if value != lesion_fraction:
         reason += f", but the prior is limited to {low:g} to {high:g}"
     return Decision(value, reason)
@@ -253,16 +258,17 @@ def candidate_rule(
         dims: Number of axes, for the wording of the reason.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
-    minimum = int(min(max(smallest // 10, 2), 10)) if smallest > 10 else 1
+    # a tenth of the smallest lesions, from 2 to 10 voxels
+    min_voxels = int(min(max(smallest // 10, 2), 10)) if smallest > 10 else 1
     rule = CandidateRule(
-        floor=max(CandidateRule().floor, prior_),
-        min_voxels=minimum,
+        floor=max(CandidateRule().floor, prior_),  # the default floor, or the prior if it is higher
+        min_voxels=min_voxels,
     )
     element = grid_element(dims)
     why = f"5 % of lesions have at most {count(round(smallest), element)}"
     if not len(lesion_voxels):
         why = "there are no lesions"
-    return Decision(rule, f"candidates have at least {count(minimum, element)}, because {why}")
+    return Decision(rule, f"candidates have at least {count(min_voxels, element)}, because {why}")
 
 
 @dataclass(frozen=True)
@@ -325,33 +331,35 @@ class DeviceBudget:
         kernels: list[tuple[int, ...]] = []
         is_convolved = np.zeros(len(size), bool)
         stride = np.ones(len(size), int)
-        while not strides or stride.max() > 1:
+        while not strides or stride.max() > 1:  # the first stage has stride 1
             # size and spacing at this stage
             size = size / stride
             mm = mm * stride
             strides.append(tuple(stride.tolist()))
-            has_neighbours = size >= 2
+            has_neighbours = size >= 2  # voxels along this axis
             finest = mm.min(initial=inf, where=has_neighbours)
-            is_convolved |= mm <= 2 * finest
+            is_convolved |= mm <= 2 * finest  # from then on in all stages
             kernels.append(tuple(np.where(is_convolved & has_neighbours, 3, 1).tolist()))
             # stride of the next stage, if any axis can be halved
-            can_halve = size >= 2 * MIN_SIDE
+            can_halve = size >= 2 * MIN_SIDE  # so that MIN_SIDE voxels remain
             if exact:
                 can_halve &= size % 2 == 0
             finest = mm.min(initial=inf, where=can_halve)
             stride = np.where(can_halve & (mm < 2 * finest), 2, 1)
-        n = len(strides)
-        n_without_coarsest = max(n - 2, 1)  # nnU-Net omits the loss of the two coarsest
-        residual = self.architecture == "residual_unet"
-        blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
+        n_stages = len(strides)
+        n_without_coarsest = max(n_stages - 2, 1)  # nnU-Net omits the loss of the two coarsest
+        is_residual = self.architecture == "residual_unet"
+        # further stages have the last number
+        encoder_blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n_stages)[:n_stages]
         return Architecture(
             name=self.architecture,
-            features=tuple(min(self.base_features * 2**i, self.widest) for i in range(n)),
+            features=tuple(min(self.base_features * 2**i, self.widest) for i in range(n_stages)),
             strides=tuple(strides),
             kernels=tuple(kernels),
-            blocks=1 if residual else 2,
+            # the decoder of nnU-Net's residual networks has one convolution per stage
+            blocks=1 if is_residual else 2,
             n_supervised=min(n_without_coarsest, MAX_SUPERVISED),
-            encoder_blocks=blocks if residual else (),
+            encoder_blocks=encoder_blocks if is_residual else (),
         )
 
 
@@ -386,12 +394,12 @@ def budget(
 
     def fits_cpu(architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
         """Return True if two cores of a CPU compute a training step in about 1.4 s."""
-        macs = multiplications(architecture, tile, batch, n_channels=n_channels)
-        return macs <= CPU_MULTIPLICATIONS
+        n = multiplications(architecture, tile, batch, n_channels=n_channels)
+        return n <= CPU_MULTIPLICATIONS
 
     if not device.startswith("cuda"):
-        found = DeviceBudget(
-            fits_cpu,
+        limits = DeviceBudget(
+            fits=fits_cpu,
             longest=320,
             base_features=16,
             widest=128,
@@ -399,7 +407,7 @@ def budget(
             small_tiles=dims == 3,
             cube=LARGEST_CUBE if dims == 3 else inf,
         )
-        return Decision(found, "planned for a CPU: a step takes up to about 1.4 s on two cores")
+        return Decision(limits, "planned for a CPU: a step takes up to about 1.4 s on two cores")
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
     max_voxels = NNUNET_VOXELS[3] if dims == 3 else inf
@@ -409,8 +417,8 @@ def budget(
         is_small = batch * prod(tile) <= max_voxels
         return is_small and step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
 
-    found = DeviceBudget(
-        fits_gpu,
+    limits = DeviceBudget(
+        fits=fits_gpu,
         longest=256 if dims == 3 else 2048,
         base_features=32,
         widest=320,
@@ -421,7 +429,7 @@ def budget(
     reason = f"planned for a GPU with {memory_gb:.0f} GB of memory"
     if dims == 3:
         reason += "; a step has at most 2 × 128³ voxels, as many as one of nnU-Net"
-    return Decision(found, reason)
+    return Decision(limits, reason)
 
 
 def multiplications(
@@ -444,27 +452,27 @@ def multiplications(
         batch_size: Number of tiles of a step.
         n_channels: Number of channels of the images.
     """
-    macs = 0.0
+    macs = 0.0  # multiply-accumulate operations
     voxels = float(prod(tile_shape))
-    n = len(architecture.features)
-    before = n_channels
-    rows = zip(architecture.features, architecture.strides, architecture.kernels, strict=True)
-    for stage, (width, stride, kernel) in enumerate(rows):
+    n_stages = len(architecture.features)
+    n_inputs = n_channels
+    stages = zip(architecture.features, architecture.strides, architecture.kernels, strict=True)
+    for stage, (n_features, stride, kernel) in enumerate(stages):
         voxels /= prod(stride)
-        # number of convolutions in the decoder and encoder of this stage
-        decoder = architecture.blocks if stage < n - 1 else 0
-        encoder = architecture.blocks
+        # numbers of convolutions in the decoder and encoder of this stage
+        n_decoder = architecture.blocks if stage < n_stages - 1 else 0
+        n_encoder = architecture.blocks
         if architecture.encoder_blocks:
-            encoder = 2 * architecture.encoder_blocks[stage]
+            n_encoder = 2 * architecture.encoder_blocks[stage]
             if stage == 0:
-                encoder += 1  # the stem
-        per_voxel = prod(kernel) * (before * width + (encoder - 1) * width**2)
-        if decoder:  # its first convolution has 2 · width channels: the skip and the upsampled map
-            per_voxel += prod(kernel) * (decoder + 1) * width**2
+                n_encoder += 1  # the stem
+        per_voxel = prod(kernel) * (n_inputs * n_features + (n_encoder - 1) * n_features**2)
+        if n_decoder:  # its first convolution has 2 · n_features inputs: skip and upsampled map
+            per_voxel += prod(kernel) * (n_decoder + 1) * n_features**2
         if stage > 0:
-            per_voxel += before * width * prod(stride)  # transposed convolution
+            per_voxel += n_inputs * n_features * prod(stride)  # transposed convolution
         macs += voxels * per_voxel
-        before = width
+        n_inputs = n_features
     return _BACKWARD * batch_size * macs
 
 
@@ -491,14 +499,16 @@ def tile_shape(
         allowed: The limits of the device.
     """
     growth = _TileGrowth(median_shape, spacing_mm, allowed)
+    # a cube first, then beyond its sides
     tile = growth.grow(growth.smallest(), partial(growth.step_up_to, allowed.cube))
     if allowed.cube < allowed.longest:
         tile = growth.grow(tile, partial(growth.step_up_to, inf))
     stride = growth.stride(tile)
-    rounded = _round_to_strides(tile, stride, median_shape, ROUND_UP)
+    rounded = _round_to_strides(tile, stride, median_shape, largest=ROUND_UP)
     if allowed.fills:
         if not growth.is_affordable(rounded):
-            rounded = _round_to_strides(tile, stride, median_shape, 1.0)
+            # 1: round down only
+            rounded = _round_to_strides(tile, stride, median_shape, largest=1.0)
         rounded = growth.grow(rounded, growth.stride_if_longer_fits)
     why = _explain_tile(rounded, median_shape, allowed)
     return Decision(rounded, f"{describe_sides(rounded)}, {why}")
@@ -544,6 +554,7 @@ class _TileGrowth:
         """
         architecture = self.allowed.choose_architecture(tile, self.spacing_mm)
         max_voxels = min(self.allowed.max_voxels, self.allowed.cube ** len(tile))
+        # `fits` gets the number of tiles last
         return self.allowed.fits(architecture, tile, 2) and prod(tile) <= max_voxels
 
     def step_up_to(self, longest: float, tile: tuple[int, ...], axis: int) -> int:
@@ -585,7 +596,7 @@ class _TileGrowth:
         """
         growing = set(range(len(tile)))
         while growing:
-            # ties are for the first axis
+            # the axis of the fewest millimetres; of equal ones, the first
             axis = min(growing, key=lambda a: (tile[a] * self.spacing_mm[a], a))
             larger = _lengthen(tile, axis, step(tile, axis))
             if larger != tile and self.is_affordable(larger):
@@ -616,10 +627,10 @@ def _round_to_strides(
     rounded up instead if it becomes at most `largest` times as long.
     """
     sides = []
-    for side, step, whole in zip(tile, stride, median_shape, strict=True):
+    for side, step, median_side in zip(tile, stride, median_shape, strict=True):
         up = ceil(side / step) * step
         down = max(side // step, 1) * step
-        sides.append(up if side == whole and up <= largest * side else down)
+        sides.append(up if side == median_side and up <= largest * side else down)
     return tuple(sides)
 
 
@@ -675,10 +686,10 @@ def limit_to_small_tiles(
     if not allowed.small_tiles:
         return allowed
     largest_tile = tile_shape(sizes.median_shape, spacing_mm, allowed).value
-    largest = min(prod(largest_tile), prod(sizes.median_shape))
-    # the mean number of lesions per tile is n_lesions · largest / n_voxels
-    is_crowded = len(sizes.lesion_voxels) * largest >= CROWDED * sizes.n_voxels
-    suits_small_tiles = largest > SMALL_TILE and is_crowded
+    voxels_of_tile = min(prod(largest_tile), prod(sizes.median_shape))
+    # mean number of lesions per tile: lesions · (voxels of a tile) / (voxels of all cases)
+    is_crowded = len(sizes.lesion_voxels) * voxels_of_tile >= CROWDED * sizes.n_voxels
+    suits_small_tiles = voxels_of_tile > SMALL_TILE and is_crowded
     if suits_small_tiles and np.percentile(sizes.lesion_voxels, 90) < SMALL_TILE / 8:
         return replace(allowed, max_voxels=SMALL_TILE, batch=MAX_SMALL_TILES, limits_share=False)
     return allowed
@@ -701,6 +712,7 @@ def batch_size(
     """
     maximum = allowed.batch
     if len(tile) == 3 and allowed.limits_share:
+        # nnU-Net: tiles with 5 % of the dataset's voxels
         maximum = min(maximum, max(2, int(0.05 * n_voxels / prod(tile))))
     batch = 2
     while batch < maximum and allowed.fits(architecture, tile, batch + 1):

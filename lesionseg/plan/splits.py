@@ -159,12 +159,13 @@ def make_splits(
             "data.validation_fraction=0 contradicts data.splits or data.fold. Leave out one of "
             "them."
         )
+    # groups of several roles: name of the group, and the other roles as text
     divided = _find_shared_groups(dataset, roles, "train", _HELD_OUT)
     _warn_of_divided_groups(divided, "training")
     # the threshold is chosen on validation cases, so a test case of the same patient is not unseen
-    tested = _find_shared_groups(dataset, roles, "validation", _TEST)
-    only_tested = {name: other for name, other in tested.items() if name not in divided}
-    _warn_of_divided_groups(only_tested, "validation")
+    of_validation = _find_shared_groups(dataset, roles, "validation", _TEST)
+    without_training = {name: other for name, other in of_validation.items() if name not in divided}
+    _warn_of_divided_groups(without_training, "validation")
     return Splits(roles, group_safe=not divided, seed=seed, note=assigned.reason)
 
 
@@ -180,7 +181,7 @@ def _assign_validation(
         known_roles: The roles of the dataset.
     """
     roles = {case: "train" if role == "validation" else role for case, role in known_roles.items()}
-    return roles | dict.fromkeys(validation, "validation")
+    return roles | dict.fromkeys(validation, "validation")  # these entries replace the earlier ones
 
 
 def _validate_on_fold(fold: int, folds: _Folds, known_roles: Mapping[str, Role]) -> _Roles:
@@ -206,7 +207,10 @@ def _use_all_for_training(roles: Mapping[str, Role], file: Path | None = None) -
         whose = "the dataset's validation cases" if file is None else f"validation cases of {file}"
         logger.warning("data.validation_fraction=0: %s are used for training.", whose)
     origin = "no validation" if file is None else f"cases of {file.name}, all for training"
-    return Decision(_assign_validation((), roles), f"{origin}, because data.validation_fraction=0")
+    return Decision(
+        _assign_validation(validation=(), known_roles=roles),
+        f"{origin}, because data.validation_fraction=0",
+    )
 
 
 def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
@@ -218,19 +222,19 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
         divided: The other roles of each patient, as text.
         used_for: The role that all these patients have in common, "training" or "validation".
     """
-    names_of: dict[str, list[str]] = {}
-    for name, other in divided.items():
-        names_of.setdefault(other, []).append(name)
-    for other, names in names_of.items():
+    names_by_roles: dict[str, list[str]] = {}
+    for name, other_roles in divided.items():
+        names_by_roles.setdefault(other_roles, []).append(name)
+    for other_roles, names in names_by_roles.items():
         logger.warning(
             "%s in both %s and %s%s. Therefore %s scores will be too optimistic. Give all cases of "
             "a patient one role (column role, data.splits), or correct the patients (column "
             "group, data.group).",
             f"{len(names)} patients are" if len(names) > 1 else f"Patient {names[0]} is",
             used_for,
-            other,
+            other_roles,
             f": {join_names(names)}" if len(names) > 1 else "",
-            other,
+            other_roles,
         )
 
 
@@ -252,9 +256,9 @@ def _follow_file(
     note = f"roles of {file.name}"
     if fold is not None:
         note += f", fold {fold}"
-    n_out = len(known_roles.keys() - roles.keys())
-    if n_out:
-        note += f", which leaves out {count(n_out, 'labelled case')}"
+    n_without_role = len(known_roles.keys() - roles.keys())
+    if n_without_role:
+        note += f", which leaves out {count(n_without_role, 'labelled case')}"
     return Decision(roles, note)
 
 
@@ -288,7 +292,7 @@ def fold_numbers(
         numbers = tuple(range(len(file.folds)))
     else:
         development = _read_roles(dataset, counts)[1]
-        rng = np.random.default_rng()
+        rng = np.random.default_rng()  # any draw will do: only the numbers of the folds are used
         numbers = tuple(_make_folds(development, counts, LesionStatistics(), n_folds, rng).value)
     if len(numbers) < 2:
         raise DatasetError(
@@ -371,9 +375,11 @@ def _make_folds(
     if _has_several_labels(units):
         strata = stratify_by_label(ordered, {name: unit.labels for name, unit in units.items()})
         balance = "labels"
-    # with fewer groups than folds, some folds are empty
-    dealt = filter(None, deal_to_folds(strata, n_folds, rng))
-    cases_of_folds = [{case for name in names for case in units[name].cases} for names in dealt]
+    # with fewer groups than folds, some folds are empty; they are left out
+    non_empty_folds = filter(None, deal_to_folds(strata, n_folds, rng))
+    cases_of_folds = [
+        {case for name in names for case in units[name].cases} for names in non_empty_folds
+    ]
     origin = f"{len(cases_of_folds)} random folds of groups, balanced by {balance}"
     return Decision(dict(enumerate(cases_of_folds)), origin)
 
@@ -393,6 +399,7 @@ def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
         n_folds: Number of folds.
     """
     with_lesions = [name for name, unit in units.items() if unit.n_lesions > 0]
+    # about a third of the groups with lesions, in multiples of `n_folds`
     class_size = n_folds * max(1, round(len(with_lesions) / 3 / n_folds))
     classes = [[name for name, unit in units.items() if unit.n_lesions == 0]]
     for start in range(0, len(with_lesions), class_size):
@@ -419,12 +426,12 @@ def _read_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
         if case.fold is None:
             continue
         folds.setdefault(case.fold, set()).add(case.case)
-        first = fold_of.setdefault(case.patient, case.fold)
-        if first != case.fold and n_groups > 1:
+        first_fold = fold_of.setdefault(case.patient, case.fold)
+        if first_fold != case.fold and n_groups > 1:
             raise DatasetError(
-                f"The patient {case.patient!r} has cases in the folds {first} and {case.fold}, "
-                f"such as {case.case!r}. Give all cases of a patient one fold. If every case is a "
-                "patient of its own, set data.group=.+"
+                f"The patient {case.patient!r} has cases in the folds {first_fold} and "
+                f"{case.fold}, such as {case.case!r}. Give all cases of a patient one fold. If "
+                "every case is a patient of its own, set data.group=.+"
             )
     return dict(sorted(folds.items()))
 
@@ -467,33 +474,36 @@ def _resolve_roles(
               (`divides_patients`).
     """
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
-    wanted = file.roles(fold)
-    _require_known(where, wanted, dataset, known_roles)
-    reserved = {case: role for case, role in known_roles.items() if role in _TEST}
-    changed = [case for case, role in reserved.items() if wanted.get(case, role) != role]
+    roles_of_file = file.roles(fold)
+    _require_known(where, roles_of_file, dataset, known_roles)
+    test_roles = {case: role for case, role in known_roles.items() if role in _TEST}
+    # the default `role`: a case that the file leaves out is not changed
+    changed = [case for case, role in test_roles.items() if roles_of_file.get(case, role) != role]
     if changed:
         raise DatasetError(
             f"{where} gives another role to {count(len(changed), 'test or external case')} of "
             f"{dataset.root}: {join_names(changed)}. Remove them from the file."
         )
-    if "train" not in wanted.values():
+    if "train" not in roles_of_file.values():
         raise DatasetError(f'{where} has no training cases. List cases in "train".')
-    roles = {**reserved, **wanted}
-    divided = _find_shared_groups(dataset, wanted, "train", _HELD_OUT)
-    n_groups = len({case.patient for case in dataset.cases if case.case in wanted})
+    roles = {**test_roles, **roles_of_file}
+    divided = _find_shared_groups(dataset, roles_of_file, "train", _HELD_OUT)
+    n_groups = len({case.patient for case in dataset.cases if case.case in roles_of_file})
     if divided and n_groups > 1 and not file.divides_patients:
-        name, other = next(iter(divided.items()))
-        own = [c.case for c in dataset.cases if c.patient == name and c.case in wanted]
+        name, other = next(iter(divided.items()))  # the first one as an example
+        cases_of_group = [
+            c.case for c in dataset.cases if c.patient == name and c.case in roles_of_file
+        ]
         raise DatasetError(
             f"{where} divides {count(len(divided), 'patient')}, such as {name!r}, between "
-            f"train and {other}: {join_names(own)}. Give all cases of a patient one role. If every "
-            "case is a patient of its own, set data.group=.+"
+            f"train and {other}: {join_names(cases_of_group)}. Give all cases of a patient one "
+            "role. If every case is a patient of its own, set data.group=.+"
         )
     return roles
 
 
 def _require_known(
-    where: str, wanted: Mapping[str, Role], dataset: Dataset, known_roles: Mapping[str, Role]
+    where: str, roles_of_file: Mapping[str, Role], dataset: Dataset, known_roles: Mapping[str, Role]
 ) -> None:
     """Raise `DatasetError` if a split names cases that have no reference in the dataset.
 
@@ -501,11 +511,11 @@ def _require_known(
 
     Args:
         where: The file and fold, for the message.
-        wanted: The roles of the split.
+        roles_of_file: The roles of the split.
         dataset: The cases.
         known_roles: The roles of the dataset, which all labelled cases have.
     """
-    unknown = [case for case in wanted if case not in known_roles]
+    unknown = [case for case in roles_of_file if case not in known_roles]
     if not unknown:
         return
     all_cases = {case.case for case in dataset.cases}
@@ -533,16 +543,19 @@ def _make_units(
     A unit is a group. If there is a single group, each case is a unit. Units are in ascending order
     of their numbers of lesions. Units of equal numbers are in random order.
     """
-    one_group = len({c.patient for c in pool}) < 2
+    # cases of a single group are drawn one by one, because otherwise nothing could be drawn
+    has_one_group = len({c.patient for c in pool}) < 2
     members: dict[str, list[str]] = {}
     for case in pool:
-        members.setdefault(case.case if one_group else case.patient, []).append(case.case)
+        members.setdefault(case.case if has_one_group else case.patient, []).append(case.case)
     units = {
         name: _Unit(
             cases=tuple(cases),
             n_lesions=sum(counts[case] for case in cases),
+            # 0 for a case without lesions
             size=median(lesions.sizes.get(case, 0.0) for case in cases),
             labels=frozenset().union(
+                # of cases with lesions; `union` without arguments is the empty set
                 *(lesions.labels.get(case, ()) for case in cases if counts[case] > 0)
             ),
         )
@@ -607,13 +620,14 @@ def _draw_validation(
     if with_lesions and training_has_none:
         # the group with the most lesions is for training; a lesion-free one replaces it
         largest = max(drawn, key=lambda name: units[name].n_lesions)
-        free = [name for name in ordered if name not in drawn]
-        drawn = [name for name in drawn if name != largest] + free[:1]
+        not_drawn = [name for name in ordered if name not in drawn]
+        drawn = [name for name in drawn if name != largest] + not_drawn[:1]
     unit_labels = {name: unit.labels for name, unit in units.items()}
-    drawn = stratify_validation(drawn, ordered, unit_labels, rng)
-    kind = "groups" if len({c.patient for c in pool}) > 1 else "cases of the only group"
+    drawn = stratify_validation(drawn, units=ordered, labels=unit_labels, rng=rng)
+    unit_kind = "groups" if len({c.patient for c in pool}) > 1 else "cases of the only group"
     note = (
-        f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"
+        f"{len(drawn)} of {len(units)} {unit_kind} drawn for validation, balanced by numbers of "
+        "lesions"
     )
     if _has_several_labels(units):
         note += " and by labels"

@@ -39,29 +39,29 @@ class BatchTargets:
         """Return the batch with the targets that the loss needs, if they are not in it yet.
 
         The input batch is not changed. Voxels that are not valid count as background for the
-        targets.
+        targets. If the nearest lesions are added, the lesions are also renumbered (`renumber`).
         """
         lacks_nearest = self.nearest and "nearest" not in batch
         lacks_anchors = self.anchors is not None and "anchor_labels" not in batch
         if not lacks_nearest and not lacks_anchors:
             return batch
-        # ignored voxels are background for the targets, and the losses omit them
+        # in the targets, ignored voxels are background; the losses leave them out by `valid`
         valid = batch["valid"].bool()
-        made = dict(batch)
+        completed = dict(batch)
         if lacks_nearest:
             instances = renumber(batch["instances"], valid)
-            made["instances"] = instances
-            made["nearest"] = nearest_lesions(instances, self.reach)
+            completed["instances"] = instances
+            completed["nearest"] = nearest_lesions(instances, self.reach)
         else:
             instances = batch["instances"].masked_fill(~valid, 0)
         if lacks_anchors and self.anchors is not None:
             labels = batch["labels"].masked_fill(~valid, 0)
             targets = self.anchors.targets(labels, instances, valid)
-            made["anchor_labels"] = targets.labels
-            made["anchor_valid"] = targets.valid
-            made["anchor_boxes"] = targets.boxes
-            made["anchor_places"] = targets.places
-        return made
+            completed["anchor_labels"] = targets.labels
+            completed["anchor_valid"] = targets.valid
+            completed["anchor_boxes"] = targets.boxes
+            completed["anchor_places"] = targets.places
+        return completed
 
     def tile_bytes(self, n_voxels: int) -> int:
         """Return the approximate number of bytes that the targets add to a tile of `n_voxels`.
@@ -73,7 +73,7 @@ class BatchTargets:
             n_bytes += n_voxels  # one uint8 per voxel
         if self.anchors is not None:
             n_anchors = sum(level.n_anchors for level in self.anchors.levels)
-            n_bytes += 2 * n_anchors  # a label (uint8) and `valid`
+            n_bytes += 2 * n_anchors  # one byte for the label, one for `valid`
         return n_bytes
 
 
@@ -90,20 +90,21 @@ def renumber(
     [[0, 2, 1, 2], [0, 0, 0, 1]]
     """
     voxels_of_tiles = []
-    numbers = []
+    new_ids_of_tiles = []
     for ids, is_valid in zip(instances.cpu().numpy(), valid.cpu().numpy(), strict=True):
-        lesion = nonzero_voxels(ids)  # flat indices; lesions are few voxels
-        inside = lesion[is_valid.reshape(-1)[lesion]]
-        old = ids.reshape(-1)[inside]
-        is_present = np.zeros(int(old.max(initial=0)) + 1, np.int64)
-        is_present[old] = 1
-        voxels_of_tiles.append(inside)
-        numbers.append(is_present.cumsum()[old])  # the new id by the old one
-    maximum = max((int(new.max(initial=0)) for new in numbers), default=0)
-    made = np.zeros(tuple(instances.shape), np.uint8 if maximum < 256 else np.int32)
-    for tile, inside, new in zip(made, voxels_of_tiles, numbers, strict=True):
-        tile.reshape(-1)[inside] = new
-    return torch.from_numpy(made).to(instances.device)
+        lesion_voxels = nonzero_voxels(ids)  # flat indices; lesions are few voxels
+        voxels = lesion_voxels[is_valid.reshape(-1)[lesion_voxels]]
+        old_ids = ids.reshape(-1)[voxels]
+        is_present = np.zeros(int(old_ids.max(initial=0)) + 1, np.int64)
+        is_present[old_ids] = 1
+        voxels_of_tiles.append(voxels)
+        # the cumulative sum at an id counts the ids up to it: this is its new id
+        new_ids_of_tiles.append(is_present.cumsum()[old_ids])
+    maximum = max((int(new_ids.max(initial=0)) for new_ids in new_ids_of_tiles), default=0)
+    renumbered = np.zeros(tuple(instances.shape), np.uint8 if maximum < 256 else np.int32)
+    for tile, voxels, new_ids in zip(renumbered, voxels_of_tiles, new_ids_of_tiles, strict=True):
+        tile.reshape(-1)[voxels] = new_ids
+    return torch.from_numpy(renumbered).to(instances.device)
 
 
 def anchor_targets(batch: Mapping[str, Tensor]) -> AnchorTargets:
@@ -158,20 +159,22 @@ class AnchorGrid:
         labels_of_boxes = labels.sign() if self.has_regions else labels
         boxes, lesion_labels = tile_boxes(instances, labels_of_boxes)
         # `[B, n]`: the number of the anchor's lesion in its tile, BACKGROUND or IGNORED
-        lesions = torch.stack([assign_atss(self.levels, anchors, own) for own in boxes])
+        lesions = torch.stack([assign_atss(self.levels, anchors, tile) for tile in boxes])
         is_hidden = ~valid.flatten(1)[:, _centre_voxels(anchors, valid.shape[1:])]
         lesions = torch.where(is_hidden & (lesions == BACKGROUND), IGNORED, lesions)
         # BACKGROUND and IGNORED are negative; `gather` needs indices from 0
         assigned_labels = lesion_labels.gather(1, lesions.clamp(min=0))
         anchor_labels = torch.where(lesions >= 0, assigned_labels, 0)
-        positive = (anchor_labels > 0).flatten().nonzero()[:, 0]  # flat indices of anchors
-        assigned = boxes[positive // max(len(anchors), 1), lesions.flatten()[positive]]
+        # flat indices of anchors in `[B, n]`, so that a quotient by n is the tile of an anchor
+        positive = (anchor_labels > 0).flatten().nonzero()[:, 0]
+        tiles = positive // max(len(anchors), 1)  # a tile may have no anchors
+        assigned_boxes = boxes[tiles, lesions.flatten()[positive]]
         if labels.dtype == torch.uint8:  # fewer bytes to move to a GPU
             anchor_labels = anchor_labels.to(torch.uint8)
         return AnchorTargets(
             labels=anchor_labels,
             valid=lesions != IGNORED,
-            boxes=assigned,
+            boxes=assigned_boxes,
             places=positive,
         )
 
@@ -184,6 +187,7 @@ def _centre_voxels(
     A centre outside the tile gets the nearest voxel at the border.
     """
     index = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
+    # the first result of `split_box` is the centre; voxel i covers i to i + 1
     centres = split_box(anchors)[0].floor().long().unbind(1)
     for centre, n in zip(centres, tile_shape, strict=True):  # C order: the last axis is fastest
         index = index * n + centre.clamp(0, n - 1)

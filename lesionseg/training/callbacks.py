@@ -64,12 +64,13 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, pause: timedelta) -> None:
         self.folder = folder
-        self.pause = pause.total_seconds()
-        self._due = self.pause  # seconds of training
-        self._ended_early = False
+        self.pause = pause.total_seconds()  # shortest time between checkpoints
+        self._next_due_s = self.pause  # time of the next checkpoint, in seconds of training
+        self._ended_early = False  # True if a callback ended the training before its budget
         self.has_stopped = False
-        self._is_stopping = False
-        self._handlers: dict[int, Any] = {}  # those of the signals before the training
+        self._is_stopping = False  # True after a signal
+        # the handlers that were set before the training, by number of the signal
+        self._earlier_handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Remove next.ckpt, the unfinished checkpoint of a training that was killed."""
@@ -80,29 +81,32 @@ class LastCheckpoint(Checkpoint):
         """Schedule the first checkpoint one pause after the start, and handle signals.
 
         A resumed training also waits one pause. `STOP_SIGNALS` are handled only if the training has
-        one process, because several processes would stop at different steps.
+        one process, because several processes would stop at different steps. The earlier handlers
+        are stored, to be restored at the end.
         """
-        self._due = 60 * module.minutes + self.pause
-        if trainer.world_size == 1:  # the processes of a training would stop at different steps
+        self._next_due_s = 60 * module.minutes + self.pause
+        if trainer.world_size == 1:
             with suppress(ValueError):  # only the main thread may set a handler
                 for number in STOP_SIGNALS:
-                    self._handlers[number] = signal.signal(
+                    # `signal.signal` returns the earlier handler
+                    self._earlier_handlers[number] = signal.signal(
                         number, partial(self._handle_signal, trainer)
                     )
 
     def _handle_signal(self, trainer: Any, *_: Any) -> None:
         """Handle a scheduler's signal: request a stop before the next step.
 
-        At a second signal, or while Lightning has processed a batch but not completed it, end at
-        once by raising `KeyboardInterrupt`.
+        At a second signal, or while callbacks run after a step, end at once by raising
+        `KeyboardInterrupt`.
 
         Args:
             trainer: Lightning's trainer.
             *_: Number and stack frame of the signal; not used.
         """
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        is_validating = batches.processed > batches.completed
-        if self._is_stopping or is_validating:
+        # Lightning counts a batch as processed after its step, as completed after the callbacks
+        is_in_callbacks = batches.processed > batches.completed
+        if self._is_stopping or is_in_callbacks:
             raise KeyboardInterrupt
         self._is_stopping = True
 
@@ -115,22 +119,24 @@ class LastCheckpoint(Checkpoint):
         """
         self._restore_handlers()
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        is_between_steps = batches.ready == batches.completed  # Lightning's counters of batches
+        # Lightning counts a batch as ready when it has been read, as completed after its step
+        is_between_steps = batches.ready == batches.completed
         if self._is_stopping and is_between_steps:
             trainer.save_checkpoint(self.folder / LAST)
             self.has_stopped = True
 
     def _restore_handlers(self) -> None:
         """Restore the signal handlers that were set before the training."""
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        while self._earlier_handlers:
+            number, handler = self._earlier_handlers.popitem()
+            signal.signal(number, handler)
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Rename the checkpoint of the previous step, and stop if a signal requested it.
 
-        By now Lightning has written the row of the previous step to metrics.csv. The training stops
-        by a checkpoint and `KeyboardInterrupt`, and only if the previous step is complete (not
-        between accumulated batches).
+        By now Lightning has written the row of the previous step to metrics.csv. To stop, this
+        method writes last.ckpt and raises `KeyboardInterrupt`. It stops only if the previous step
+        is complete (not between accumulated batches).
         """
         self._rename_checkpoint(trainer)
         if self._is_stopping and batch_idx % trainer.accumulate_grad_batches == 0:
@@ -154,21 +160,22 @@ class LastCheckpoint(Checkpoint):
         """
         module.update_minutes()  # Lightning calls the module's own hook after those of callbacks
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not is_step or 60 * module.minutes < self._due:
+        if not is_step or 60 * module.minutes < self._next_due_s:
             return
         began = time.monotonic()
         trainer.save_checkpoint(self.folder / "next.ckpt")
-        took = time.monotonic() - began
-        took = broadcast_from_rank_zero(lambda: took)
-        self._due = 60 * module.minutes + took + max(self.pause, PAUSE_SHARE * took)
+        duration = time.monotonic() - began
+        # equal in all processes, so that they write the next checkpoint at the same step
+        duration = broadcast_from_rank_zero(lambda: duration)
+        self._next_due_s = 60 * module.minutes + duration + max(self.pause, PAUSE_SHARE * duration)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         """Write the last checkpoint, and pass on a stop that a signal requested.
 
         If the budget is not spent, another callback has ended the training. The checkpoint records
-        it.
+        this as `ended_early`.
         """
-        self._ended_early = module.progress < 1
+        self._ended_early = module.progress < 1  # `progress` is the spent fraction of the budget
         trainer.save_checkpoint(self.folder / "next.ckpt")
         self._rename_checkpoint(trainer)
         self._restore_handlers()
@@ -237,17 +244,18 @@ class History(CSVLogger):
     """
 
     def __init__(self, run_dir: Path, n_steps: int) -> None:
-        super().__init__(run_dir, name="", version="")
-        self._minutes = math.nan  # of the last row of a training step
+        super().__init__(run_dir, name="", version="")  # writes into run_dir, not a subfolder
+        # `minutes` of the last row of a training step; NaN differs from all, also from None
+        self._last_minutes = math.nan
         path = run_dir / "metrics.csv"
         rows = None
         if n_steps and path.is_file() and is_rank_zero():
             rows = _read_history(path, n_steps)
-        writer = self.experiment  # creating Lightning's writer removes the file
+        writer = self.experiment  # this property creates Lightning's writer, which removes the file
         if rows is not None:
             with atomic_path(path) as temporary:
                 rows.to_csv(temporary, index=False)
-            writer.metrics_keys = list(rows.columns)
+            writer.metrics_keys = list(rows.columns)  # the writer then appends to these columns
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Add a row to metrics.csv, but not twice for the same step.
@@ -260,9 +268,9 @@ class History(CSVLogger):
             metrics: Numbers by column.
             step: The number of the step, from 0.
         """
-        if metrics.get("minutes") != self._minutes:
+        if metrics.get("minutes") != self._last_minutes:
             super().log_metrics(metrics, step)
-        self._minutes = metrics.get("minutes", self._minutes)
+        self._last_minutes = metrics.get("minutes", self._last_minutes)
 
 
 def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
@@ -272,6 +280,7 @@ def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
     """
     try:
         rows = pd.read_csv(path)
+        # steps count from 0; a text that is no number becomes NaN, and its row is left out
         return rows[pd.to_numeric(rows["step"], errors="coerce") < n_steps]
     except (ValueError, KeyError):  # pandas' own errors are ValueErrors
         log.warning("%s cannot be read. It begins again with step %d.", path, n_steps)
@@ -292,13 +301,13 @@ class ProgressCallback(pl.Callback):
         self, bar: Callable[[], AbstractContextManager[Callable[[str, float, int], None]]]
     ) -> None:
         self.bar = bar
-        self.loss = math.nan
-        self._open = ExitStack()
+        self.loss = math.nan  # smoothed; NaN before the first logged step
+        self._open_bar = ExitStack()  # closes the bar
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Open the progress bar. Only the first process shows it."""
         if trainer.is_global_zero:
-            self._advance = self._open.enter_context(self.bar())
+            self._advance = self._open_bar.enter_context(self.bar())
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Advance the progress bar, and show the step and the smoothed loss.
@@ -314,16 +323,17 @@ class ProgressCallback(pl.Callback):
             newest = float(logged["loss"])
             self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
         # NaN: no loss has been logged yet
-        loss = "" if math.isnan(self.loss) else f", smoothed loss {self.loss:.3g}"
-        self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)
+        loss_text = "" if math.isnan(self.loss) else f", smoothed loss {self.loss:.3g}"
+        # the progress bar gets text, done and total; progress is a fraction
+        self._advance(f"step {trainer.global_step}{loss_text}", min(module.progress, 1.0), 1)
 
     def on_train_end(self, *_: Any) -> None:
         """Close the progress bar."""
-        self._open.close()
+        self._open_bar.close()
 
     def on_exception(self, *_: Any) -> None:
         """Close the progress bar after an error or an interruption."""
-        self._open.close()
+        self._open_bar.close()
 
 
 class WorkerLogHandler(pl.Callback):
@@ -338,11 +348,14 @@ class WorkerLogHandler(pl.Callback):
         self.open_handler = open_handler
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Add the handlers if Lightning spawned this process; otherwise do nothing."""
+        """Set up logging if Lightning spawned this process; otherwise do nothing.
+
+        The first process gets handlers. The other processes report only errors.
+        """
         if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             return
-        ours = logging.getLogger("lesionseg")
-        ours.setLevel(logging.INFO if trainer.is_global_zero else logging.ERROR)
+        package = logging.getLogger("lesionseg")
+        package.setLevel(logging.INFO if trainer.is_global_zero else logging.ERROR)
         if trainer.is_global_zero:
             root = logging.getLogger()
             root.addHandler(self.open_handler())
@@ -364,9 +377,9 @@ class FocalStatistics(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._on_device: dict[str, Tensor] = {}  # of the observed step; NaN if not defined
-        self._rows: deque[dict[str, float]] = deque(maxlen=STRETCH)
-        self._warned: set[str] = set()
+        self._on_device: dict[str, Tensor] = {}  # statistics of the observed step, some NaN
+        self._last_rows: deque[dict[str, float]] = deque(maxlen=STRETCH)
+        self._warned: set[str] = set()  # names of the problems that were logged
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         """Make the module call `observe` with the logits of this batch, if its step is logged."""
@@ -376,6 +389,7 @@ class FocalStatistics(pl.Callback):
     def observe(self, finest: FinestLogits) -> None:
         """Compute the mean probability in lesions, and register a hook for the gradient fractions.
 
+        These are the statistics that the class describes. Without lesion voxels, the mean is NaN.
         The hook runs in the backward pass, which follows. Without a gradient, such as in a
         validation, there is no hook. The results stay on the GPU until `latest` reads them, so the
         host does not wait.
@@ -386,11 +400,11 @@ class FocalStatistics(pl.Callback):
         logits = finest.logits
         class_axis = finest.class_axis
         valid = finest.valid
-        values = logits.detach().movedim(class_axis, 1).float()
+        logits_fp32 = logits.detach().movedim(class_axis, 1).float()
         if finest.activation == "softmax":
-            p = 1 - values.softmax(1)[:, 0]  # channel 0 is background
+            p = 1 - logits_fp32.softmax(1)[:, 0]  # channel 0 is background
         else:
-            p = values.sigmoid().amax(1)
+            p = logits_fp32.sigmoid().amax(1)  # of the most probable class
         lesion = finest.labels > 0
         if lesion.ndim > p.ndim:  # with regions, labels have a class axis
             lesion = lesion.any(1)
@@ -399,10 +413,13 @@ class FocalStatistics(pl.Callback):
         self._on_device = {P_NAME: _sum_within(p, lesion) / lesion.sum()}
 
         def store_gradient_shares(gradient: Tensor) -> None:
-            """Store the two gradient fractions, of lesions and of hard background."""
+            """Store the two gradient fractions, of lesions and of hard background.
+
+            They are NaN if the gradient is 0 or not finite.
+            """
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = _sum_within(size, valid)
-            total = total.where(total.isfinite(), math.nan)  # 0 gives 0 / 0, which is NaN, too
+            total = total.where(total.isfinite(), math.nan)  # a total of 0 gives 0 / 0, also NaN
             self._on_device[HARD_NAME] = _sum_of_hardest(size, p, background) / total
             self._on_device[LESION_NAME] = _sum_within(size, lesion) / total
 
@@ -416,7 +433,7 @@ class FocalStatistics(pl.Callback):
         """
         if not self._on_device:
             return {}
-        values = torch.stack(list(self._on_device.values())).tolist()
+        values = torch.stack(list(self._on_device.values())).tolist()  # one copy from the GPU
         named = dict(zip(self._on_device, values, strict=True))
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
@@ -429,14 +446,16 @@ class FocalStatistics(pl.Callback):
         latest = self.latest()
         if not latest:
             return
-        module.count_skipped()
+        module.count_skipped()  # now, so that `skipped_in_a_row` includes this step
         if module.skipped_in_a_row:
             return
         module.log_dict(latest)
-        self._rows.append(latest)
-        if not trainer.is_global_zero or len(self._rows) < STRETCH:
+        self._last_rows.append(latest)
+        if not trainer.is_global_zero or len(self._last_rows) < STRETCH:
             return
-        warnings = _find_problems(pd.DataFrame(list(self._rows)).mean().to_dict(), module.progress)
+        warnings = _find_problems(
+            pd.DataFrame(list(self._last_rows)).mean().to_dict(), module.progress
+        )
         for name in warnings.keys() - self._warned:
             self._warned.add(name)
             log.warning("Step %d: %s", trainer.global_step, warnings[name])
@@ -461,10 +480,12 @@ def _sum_of_hardest(size: Tensor, p: Tensor, background: Tensor) -> Tensor:
         background: True for valid background voxels. All three tensors have the same shape.
     """
     n_hardest = (HARD_SHARE * background.sum()).round().clamp_min(1)
-    maximum = max(1, round(HARD_SHARE * p.numel()))  # the host knows only this limit of `n_hardest`
-    hardest = p.masked_fill(~background, -1.0).flatten().topk(min(maximum, p.numel()))
+    # `topk` needs a number that the host knows: the upper limit of `n_hardest`
+    max_hardest = max(1, round(HARD_SHARE * p.numel()))
+    # -1 is below each probability, so background voxels come first
+    hardest = p.masked_fill(~background, -1.0).flatten().topk(min(max_hardest, p.numel()))
     is_counted = torch.arange(len(hardest.values), device=p.device) < n_hardest
-    is_counted &= hardest.values >= 0  # fewer voxels than that are background
+    is_counted &= hardest.values >= 0  # -1 is no background
     return _sum_within(size.flatten()[hardest.indices], is_counted)
 
 
@@ -485,7 +506,7 @@ def _find_problems(means: Mapping[str, float], progress: float) -> dict[str, str
         The text of each warning by the name of the fault.
     """
     # a missing number is NaN, and each comparison with NaN is False
-    hard = means.get(HARD_NAME, np.nan)
+    hard = means.get(HARD_NAME, np.nan)  # fractions of the gradient
     lesion = means.get(LESION_NAME, np.nan)
     p = means.get(P_NAME, np.nan)
     warnings: dict[str, str] = {}
@@ -495,8 +516,8 @@ def _find_problems(means: Mapping[str, float], progress: float) -> dict[str, str
             "lack lesions, or γ is too high. Check the reference, or lower loss.gamma "
             "(detection.gamma for anchors)."
         )
-    has_seen_lesions = p >= 0  # False for NaN: without lesions, their share of 0 is no fault
-    if lesion < MIN_LESION_GRADIENT and has_seen_lesions:
+    has_lesions = p >= 0  # False for NaN: without lesions, their share of 0 is no fault
+    if lesion < MIN_LESION_GRADIENT and has_lesions:
         warnings["few"] = (
             f"Lesions have only {lesion:.1%} of the gradient. Raise loss.alpha "
             "(detection.alpha for anchors), or use more tiles with lesions "

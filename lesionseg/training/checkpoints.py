@@ -27,6 +27,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        # entries of Lightning and of `LesionModule`, which each checkpoint of a training has
         missing = {"global_step", "minutes", "skipped", "state_dict"} - checkpoint.keys()
         if missing:
             raise KeyError(", ".join(missing))

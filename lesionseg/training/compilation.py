@@ -69,7 +69,7 @@ def compile_network_and_loss(
         backend: The backend of torch.compile.
     """
     if next(network.parameters()).is_cuda:
-        # convolutions are faster in it, and unlike the norms of torch, the compiled ones keep it
+        # Convolutions are faster in this format. Compiled norms keep it, unlike those of torch.
         set_memory_format(network, CHANNELS_LAST[plan.dims])
     network.compile(backend=backend, dynamic=False)
     if objective is not None:
@@ -90,7 +90,7 @@ def keep_compiled_if_possible(
         objective: The objective of the training, whose loss may be compiled with the network.
         autocast: Returns the context in which a training step runs.
     """
-    state = deepcopy(network.state_dict())  # the trial step may change buffers of norms
+    state_before = deepcopy(network.state_dict())  # the trial step may change buffers of norms
     try:
         with torch.random.fork_rng(), torch.enable_grad(), autocast():
             try_step(network, objective)
@@ -102,8 +102,8 @@ def keep_compiled_if_possible(
             type(cause).__name__,
             first_line(str(cause)),
         )
-        network.compile(disable=True)
+        network.compile(disable=True)  # replaces the compiled function by the original one
         objective.loss.compile(disable=True)
-        set_memory_format(network, torch.contiguous_format)
-    network.load_state_dict(state)
+        set_memory_format(network, torch.contiguous_format)  # undo channels-last
+    network.load_state_dict(state_before)
     network.zero_grad()

@@ -151,6 +151,7 @@ def fit(
     are_steps_spent = steps_before >= (max_steps or inf)
     are_minutes_spent = minutes_before >= (max_minutes or inf)
     device = training_device(settings.accelerator)
+    # train, unless the training is finished
     if not (are_steps_spent or are_minutes_spent or ended_early):
         _require_equal_steps(before, module, last)
         data = LesionData(tiles, module.plan, settings)
@@ -161,12 +162,13 @@ def fit(
             try:
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
             except Exception as error:
-                # a scheduler's signal ended the loader's workers: see `LastCheckpoint`
+                # a scheduler's signal ended the loader's workers: see `LastCheckpoint.has_stopped`
                 if any(getattr(one, "has_stopped", False) for one in trainer.checkpoint_callbacks):
                     raise KeyboardInterrupt from error
                 raise
             finally:
                 _end_processes(trainer)
+    # load the final weights, also those of a training that was finished before
     after = broadcast_from_rank_zero(partial(read_checkpoint, last))
     _load_final_weights(module, run_dir / CHECKPOINTS, after)
     network = module.network
@@ -226,6 +228,7 @@ def _convert_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
         raise _error_of_process(error, module.plan, last) from error
     except (RuntimeError, KeyError, MemoryError) as error:
         if is_out_of_memory(error):
+            # `global_step` counts the complete steps
             raise _out_of_memory(module.plan, str(error), module.global_step + 1) from error
         # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
         is_before_first_step = module.global_step <= steps_before
@@ -240,6 +243,7 @@ def _convert_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
     except KeyboardInterrupt:
         advice = "No checkpoint was written yet."
         if last.is_file():
+            # last is run_dir/checkpoints/last.ckpt
             advice = f"To continue, run the command again with run_dir={last.parent.parent}."
         # the step of processes that Lightning spawned is unknown here
         where = f" at step {module.global_step}" if module.global_step else ""
@@ -267,10 +271,10 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
         return error
     name = error_line["name"]
     message = error_line["message"].strip()
-    # first, because the message of an own error may quote another error
-    kind = find_error(name.removeprefix("lesionseg.errors."))
-    if kind is not None:
-        return kind(message)
+    # first, because the message of an error of lesionseg may quote another error
+    error_class = find_error(name.removeprefix("lesionseg.errors."))
+    if error_class is not None:
+        return error_class(message)
     if name.endswith("MemoryError") or says_out_of_memory(message):
         return _out_of_memory(plan, message)
     # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
@@ -311,14 +315,14 @@ def _load_final_weights(module: LesionModule, folder: Path, after: dict[str, Any
         TrainingError: If the weights cannot be read or do not fit the network.
     """
     path = folder / BEST
-    kept = broadcast_from_rank_zero(partial(read_if_present, path))
-    if kept is None:
+    checkpoint = broadcast_from_rank_zero(partial(read_if_present, path))
+    if checkpoint is None:
         path = folder / LAST
-        kept = after
+        checkpoint = after
     else:
-        log.info("The weights of step %d are kept.", kept["global_step"])
+        log.info("The weights of step %d are kept.", checkpoint["global_step"])
     try:
-        module.load_state_dict(kept["state_dict"])
+        module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise unusable_checkpoint(path, str(error)) from error
 
@@ -364,16 +368,20 @@ def make_trainer(
         ConfigError: If Lightning refuses the settings, or a callback or logger cannot be built.
     """
     settings = module.settings
-    ours: list[pl.Callback] = [FocalStatistics()]
-    ours += [build_object(it, "callbacks") if isinstance(it, Mapping) else it for it in callbacks]
+    all_callbacks: list[pl.Callback] = [FocalStatistics()]
+    all_callbacks += [
+        build_object(it, "callbacks") if isinstance(it, Mapping) else it for it in callbacks
+    ]
     if validate is not None:
         every = settings.validate_every_minutes
-        minutes = float(every) if isinstance(every, int | float) else None
-        ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
+        minutes = float(every) if isinstance(every, int | float) else None  # None: only at the end
+        all_callbacks.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     # after the validation, so that the checkpoint contains its result
-    ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
-    built = [build_object(_with_save_dir(spec, run_dir), "logger") for spec in loggers]
-    return _construct_trainer(settings, run_dir, ours, [History(run_dir, n_steps), *built])
+    all_callbacks.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
+    built_loggers = [build_object(_with_save_dir(spec, run_dir), "logger") for spec in loggers]
+    return _construct_trainer(
+        settings, run_dir, all_callbacks, [History(run_dir, n_steps), *built_loggers]
+    )
 
 
 def check_trainer(
@@ -393,9 +401,9 @@ def check_trainer(
     """
     check_arguments(callbacks, "callbacks")
     check_arguments([_with_save_dir(spec, run_dir) for spec in loggers], "logger")
-    ours: list[pl.Callback] = [LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY)]
+    own_callbacks: list[pl.Callback] = [LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY)]
     with _lightning_settings(on_cpu=False):
-        _construct_trainer(settings, run_dir, ours, ())
+        _construct_trainer(settings, run_dir, callbacks=own_callbacks, loggers=())
 
 
 def _with_save_dir(spec: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
@@ -404,7 +412,7 @@ def _with_save_dir(spec: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     A `save_dir` that the user set stays. It is the argument by which Lightning's loggers receive
     their folder.
     """
-    return {"save_dir": run_dir, **spec}
+    return {"save_dir": run_dir, **spec}  # an entry of `spec` replaces the first one
 
 
 def _construct_trainer(
@@ -441,8 +449,8 @@ def _construct_trainer(
         "gradient_clip_val": GRADIENT_CLIP,
         "log_every_n_steps": LOG_EVERY[device.type],
         "max_epochs": -1,  # the stream has no end; the budget ends the training
-        "benchmark": device.type == "cuda",
-        "use_distributed_sampler": False,
+        "benchmark": device.type == "cuda",  # cuDNN then chooses the fastest convolutions
+        "use_distributed_sampler": False,  # the stream itself divides the tiles among processes
         "enable_model_summary": False,
         "enable_progress_bar": False,  # without an end of the stream, Lightning's bar has none
         "default_root_dir": run_dir,
@@ -466,7 +474,8 @@ def _choose_devices(
 
     - If torchrun or srun has started the processes, `auto` becomes the number of processes per
       node, because each process has one device.
-    - Numbers of GPUs become a list. On a CPU, only how many there are counts.
+    - A tuple of GPU numbers becomes a list. On a CPU it becomes its length, the number of
+      processes.
     - Any other setting is returned unchanged, such as a number of devices.
 
     Args:
@@ -478,7 +487,6 @@ def _choose_devices(
         return environment.world_size() // settings.n_nodes
     if not isinstance(settings.devices, tuple):
         return settings.devices
-    # Lightning takes the numbers of GPUs, but only the number of processes on a CPU
     return list(settings.devices) if device.type == "cuda" else len(settings.devices)
 
 
@@ -528,10 +536,10 @@ def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
       output to the system, which clears the pages before their next use. That costs a sixth of the
       time of a step of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16).
     """
-    banners = logging.getLogger("pytorch_lightning")
-    handler = signal.getsignal(signal.SIGINT)
-    level = banners.level
-    banners.setLevel(logging.WARNING)
+    lightning_log = logging.getLogger("pytorch_lightning")
+    handler_before = signal.getsignal(signal.SIGINT)
+    level_before = lightning_log.level
+    lightning_log.setLevel(logging.WARNING)  # hides INFO, the level of banners
     try:
         with reuse_memory(is_wanted=on_cpu), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
@@ -539,10 +547,11 @@ def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*LeafSpec", category=FutureWarning)
             yield
     except SystemExit as error:
+        # Lightning calls `exit` while it handles the interrupt, which is then the context
         is_ctrl_c = isinstance(error.__context__, KeyboardInterrupt)
         if not is_ctrl_c:
             raise
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, handler_before)  # Lightning has replaced it
         raise KeyboardInterrupt from error
     finally:
-        banners.setLevel(level)
+        lightning_log.setLevel(level_before)

@@ -13,19 +13,19 @@ class HostCopy:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None  # happens when the copy from a GPU is complete
         if tensor.device.type != "cuda":
             self._values = tensor.detach().clone()
             return
         # only a copy to pinned memory runs in the background; the event is recorded at its end
         self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self._values.copy_(tensor.detach(), non_blocking=True)
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record()
+        self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._copied.record()
 
     def read(self) -> Tensor:
         """Wait until the copy is complete, and return the copied tensor on the CPU."""
-        if self._event is not None:
-            self._event.synchronize()
-            self._event = None
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._copied = None
         return self._values

@@ -44,17 +44,18 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
             channels=plan.channel_names,
             channels_before=checkpoint.channel_names,
         )
+        # `transfer.adapted` says how the channels were matched, if they were not simply copied
         is_by_position = not (checkpoint.channel_names or transfer.adapted)
         if is_by_position and len(plan.channel_names) > 1:
             log.info("The checkpoint does not name its channels, so they are taken by position.")
         log.info("Grid and normalisation are those of the settings, not the checkpoint's.")
     else:
         source = f"bundle {bundle_digest(path)}"
-        before = read_own_bundle(path, plan.architecture.network)
-        n_members = len(before.networks)
+        old = read_own_bundle(path, plan.architecture.network)
+        n_members = len(old.networks)
         if n_members > 1:
             log.info("The bundle is an ensemble of %d; its first network is taken.", n_members)
-        transfer = transfer_weights(network, plan, before.networks[0], before.plan)
+        transfer = transfer_weights(network, plan, old.networks[0], old.plan)
     n_copied = len(transfer.copied)
     n_tensors = n_copied + len(transfer.fresh)
     log.info("Weights of %s: %d of %d tensors taken.", source, n_copied, n_tensors)
@@ -77,7 +78,10 @@ def _log_tensor_counts(what: str, names: Sequence[str]) -> None:
         what: Begins the line, such as "Newly initialised".
         names: Names of weight tensors.
     """
-    parts = [".".join(name.split(".")[:2]) for name in names]
-    if parts:
-        counted = ", ".join(f"{part} ({parts.count(part)})" for part in dict.fromkeys(parts))
+    sections = [".".join(name.split(".")[:2]) for name in names]
+    if sections:
+        # each section once, in the order of the names
+        counted = ", ".join(
+            f"{section} ({sections.count(section)})" for section in dict.fromkeys(sections)
+        )
         log.info("%s: %s.", what, counted)

@@ -84,15 +84,17 @@ class LesionModule(pl.LightningModule):
         self.settings = resolve_budget(settings, plan, device)
         self.optim = optim
         self.loss = objective.loss  # registered, so that its buffers move to the device
+        # moving averages of the positives per step, by which the terms of the loss are divided
         self.normalisers = PositiveAverage(objective.expected_positives(plan.batch_size))
         self.minutes = 0.0  # of training until the last step, the same in all processes
-        self.skipped = 0
+        self.skipped = 0  # steps without a finite gradient
         self.skipped_in_a_row = 0
-        self._began = time.monotonic()
+        self._began = time.monotonic()  # this clock minus the minutes of a resumed training
         self.recent: list[Tensor] = []  # loss terms of the batches since the last logged row
-        self._counts: Tensor | None = None  # of the batches accumulated for the next step
+        # positives of the batches accumulated for the next step, one number per normaliser
+        self._summed_counts: Tensor | None = None
         self.observer: Any = None  # called with the finest logits of the next batch, if set
-        self._shared_minutes: HostCopy | None = None  # the sum over all processes
+        self._summed_minutes: HostCopy | None = None  # sum of the clocks of all processes
         # number of the last step, and True if its gradient was finite
         self._step_to_count: tuple[int, HostCopy] | None = None
 
@@ -115,7 +117,7 @@ class LesionModule(pl.LightningModule):
         This applies to every `log_every_n_steps`-th step (a setting of Lightning's trainer) and,
         with a budget of steps, to the last step.
         """
-        step = self.global_step + 1
+        step = self.global_step + 1  # `global_step` counts the complete steps
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % every == 0 or step == self.settings.max_steps
 
@@ -134,17 +136,18 @@ class LesionModule(pl.LightningModule):
         self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
         voxel_loss = self.loss if isinstance(self.loss, VoxelLoss) else None
         if voxel_loss is not None:
-            voxel_loss.sum_processes = own_sums
+            voxel_loss.sum_processes = own_sums  # for the trial step
         device = self.trainer.strategy.root_device
         if should_compile(self.settings, device.type):
             self.network.to(device)
+            # losses of several processes exchange sums, and are not compiled
             compile_network_and_loss(
                 self.network, self.objective if world == 1 else None, self.plan
             )
             if self.settings.compile == "auto":
                 autocast = self.trainer.precision_plugin.forward_context
                 keep_compiled_if_possible(self.network, self.objective, autocast)
-        if voxel_loss is not None and world > 1:  # a trial step does not wait for other processes
+        if voxel_loss is not None and world > 1:
             voxel_loss.sum_processes = sum_over_processes
 
     def on_train_start(self) -> None:
@@ -161,12 +164,12 @@ class LesionModule(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, from which Lightning computes the gradient.
 
-        Classes that a tile does not annotate are masked. In a logged step, the means of the loss
-        terms are logged. `observer`, if set, receives the finest logits (`FocalStatistics`). With
-        several processes, `minutes` are updated here.
+        Classes that a tile does not annotate are masked (`mask_unannotated`). In a logged step, the
+        means of the loss terms are logged. `observer`, if set, receives the finest logits
+        (`FocalStatistics`). With several processes, `minutes` are updated here.
         """
         targets = self.objective.targets(batch)
-        world = self.trainer.world_size
+        world = self.trainer.world_size  # number of processes
         counts = targets.counts()
         if world > 1:
             counts = self._sum_counts_and_minutes(counts)
@@ -175,7 +178,8 @@ class LesionModule(pl.LightningModule):
             output = self.objective.mask_unannotated(output, batch["unannotated"])
         if self.observer is not None:
             self.observer(self.objective.finest_logits(output, targets))
-        # processes average their gradients, so each divides by its share of the normaliser
+        # The normaliser counts the positives of all processes. Lightning divides the sum of their
+        # gradients by `world`, so each process divides its loss by 1 / `world` of the normaliser.
         normalisers = self._update_normalisers(counts, batch_idx) / world
         terms = self.objective.terms(output, targets, normalisers)
         loss = torch.stack(list(terms.values())).sum()
@@ -188,8 +192,8 @@ class LesionModule(pl.LightningModule):
         """Return the positives per normaliser summed over all processes, and update `minutes`.
 
         All processes get the same `minutes`, the mean of their clocks, so that they end at the same
-        step. The clocks are sent together with the counts. Their sum is read in the next call,
-        because a GPU would have to wait for the result in this call.
+        step. The clocks are sent together with the counts. Their sum is read in the next call, so
+        that the GPU does not wait for it now. In the first call, `minutes` does not change.
 
         Args:
             counts: The number of positives of this process's batch for each normaliser.
@@ -197,9 +201,9 @@ class LesionModule(pl.LightningModule):
         world = self.trainer.world_size
         minutes = torch.full_like(counts[:1], self.elapsed_minutes())
         sums = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
-        if self._shared_minutes is not None:  # sent in the previous call
-            self.minutes = self._shared_minutes.read().item() / world
-        self._shared_minutes = HostCopy(sums[-1])
+        if self._summed_minutes is not None:  # sent in the previous call
+            self.minutes = self._summed_minutes.read().item() / world
+        self._summed_minutes = HostCopy(sums[-1])
         return sums[:-1]
 
     def _log_terms(self, terms: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -214,14 +218,16 @@ class LesionModule(pl.LightningModule):
         """
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_first_batch_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
-        if is_first_batch_of_step and self.global_step % every == 0:
+        if is_first_batch_of_step and self.global_step % every == 0:  # the last step was logged
             self.recent = []
         self.recent.append(torch.stack([value.detach().float() for value in terms.values()]))
         if self.is_logged:
             device = self.recent[-1].device
+            # rows of a resumed training come from the checkpoint, on the CPU
             means = torch.stack([row.to(device) for row in self.recent]).nanmean(0)
             is_distributed = self.trainer.world_size > 1
             self.log_dict(dict(zip(terms, means, strict=True)), sync_dist=is_distributed)
+            # the last group has the full rate (`make_optimiser`)
             lr = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": lr, "minutes": self.minutes, "skipped": float(self.skipped)})
 
@@ -241,11 +247,11 @@ class LesionModule(pl.LightningModule):
         """
         # number of earlier batches of the same optimiser step
         n_before = batch_idx % self.trainer.accumulate_grad_batches
-        if n_before == 0 or self._counts is None:
-            self._counts = torch.zeros_like(counts)
+        if n_before == 0 or self._summed_counts is None:
+            self._summed_counts = torch.zeros_like(counts)
             self._average_before_step = self.normalisers.average.clone()
-        self._counts = self._counts + counts
-        mean_counts = self._counts / (n_before + 1)
+        self._summed_counts = self._summed_counts + counts
+        mean_counts = self._summed_counts / (n_before + 1)
         self.normalisers.average.copy_(self._average_before_step)  # undo the previous batch's step
         return self.normalisers.update(mean_counts)
 
@@ -273,13 +279,14 @@ class LesionModule(pl.LightningModule):
         norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
         is_finite = torch.isfinite(norm)
         if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(weights, gradient_clip_val or inf)
+            nn.utils.clip_grad_value_(weights, gradient_clip_val or inf)  # inf: no clipping
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
         # A fused optimiser does nothing if `found_inf` is 1. With fp16 the optimiser is not fused
         # (`configure_optimizers`), and Lightning's gradient scaler skips the step.
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = (~is_finite).float()
+        # `global_step` does not include this step yet
         self._step_to_count = (self.global_step + 1, HostCopy(is_finite))
 
     def count_skipped(self) -> None:
@@ -344,9 +351,10 @@ class LesionModule(pl.LightningModule):
         of `progress` after each step.
         """
         n_tiles = self.tiles_per_step
-        highest = peak_lr(self.optim, self.plan, n_tiles)
-        log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
-        optimiser = make_optimiser(self.network, self.optim, highest, fused=self._fused)
+        highest_lr = peak_lr(self.optim, self.plan, n_tiles)
+        log.info("Learning rate %.2g for %d tiles per step.", highest_lr, n_tiles)
+        optimiser = make_optimiser(self.network, self.optim, highest_lr, fused=self._fused)
+        # its function gets the number of steps, which is not used: the budget may be in minutes
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda _: lr_factor(self.progress, self.optim)
         )
@@ -408,7 +416,7 @@ def make_optimiser(
             has_no_decay = weight.ndim < 2  # a bias, or the scale of a norm
             groups.setdefault((has_full_lr, has_no_decay), []).append(weight)
     # False sorts before True: the last group has the full rate, which is logged as `lr`
-    parts = [
+    param_groups = [
         {
             "params": groups[has_full_lr, has_no_decay],
             "weight_decay": 0.0 if has_no_decay else settings.weight_decay,
@@ -419,9 +427,11 @@ def make_optimiser(
     if settings.name == "adamw":
         # Focal loss shrinks its own gradient as the network learns. With torch's default of 0.999,
         # AdamW divides by the large first gradients for about 1000 steps and hardly moves.
-        return torch.optim.AdamW(parts, lr=lr, betas=(0.9, 0.95), fused=fused)
-    sgd = torch.optim.SGD(parts, lr=lr, momentum=0.99, nesterov=True, fused=fused)
-    # torch fills the buffer in the first step, but not if the gradient of that step is not finite
+        return torch.optim.AdamW(param_groups, lr=lr, betas=(0.9, 0.95), fused=fused)
+    # nnU-Net's settings
+    sgd = torch.optim.SGD(param_groups, lr=lr, momentum=0.99, nesterov=True, fused=fused)
+    # Torch creates the buffer in the first step, but does not fill it if that step is skipped
+    # because its gradient is not finite. A buffer of zeros is safe.
     for group in sgd.param_groups:
         for weight in group["params"]:
             sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -437,9 +447,8 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
     - On a GPU, it processes as many voxels as nnU-Net's training, in at most as many steps.
 
     With `validate_every_minutes=auto`, a training with a limit of over half an hour validates six
-    times.
-    With the default budget of a GPU, it validates every 20 minutes. All other trainings validate
-    only at the end (None).
+    times. This includes the default of a CPU. With the default budget of a GPU, it validates every
+    20 minutes. All other trainings validate only at the end (None).
 
     Args:
         settings: The settings, in which the limits may be None.
@@ -469,6 +478,7 @@ def _steps_like_nnunet(settings: TrainerConfig, plan: Plan) -> int:
     These steps process as many voxels as nnU-Net's training. There are at most 250 000 of them.
     """
     voxels_per_step = count_tiles_per_step(settings, plan) * prod(plan.tile_shape)
+    # NNUNET_VOXELS are the voxels of one step of nnU-Net
     return round(NNUNET_STEPS * min(NNUNET_VOXELS[plan.dims] / voxels_per_step, 1.0))
 
 
@@ -487,6 +497,7 @@ def budget_text(settings: TrainerConfig) -> str:
     Without limits, the text is "".
     """
     limits = ((settings.max_minutes, "minute"), (settings.max_steps, "step"))
+    # `:g` writes 5.0 as 5; a limit that is None is left out
     return " or ".join(f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in limits if n)
 
 
@@ -504,8 +515,8 @@ def peak_lr(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
         n_tiles: Number of tiles over all processes and accumulated batches.
     """
     lr = _default_lr(settings, plan) if settings.lr == "auto" else settings.lr
-    times = n_tiles / TILES_OF_LR[plan.dims]
-    return lr * (times if settings.name == "sgd" else sqrt(times))
+    ratio = n_tiles / TILES_OF_LR[plan.dims]  # to the number for which `optim.lr` applies
+    return lr * (ratio if settings.name == "sgd" else sqrt(ratio))
 
 
 def _default_lr(settings: OptimConfig, plan: Plan) -> float:

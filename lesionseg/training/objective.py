@@ -49,7 +49,12 @@ class LevelTargets:
         valid = batch["valid"].bool()
         labels = batch["labels"].masked_fill(~valid, 0)
         labels = region_target(labels, regions) if regions else labels
-        return cls(labels, batch["instances"].masked_fill(~valid, 0), valid, batch.get("nearest"))
+        return cls(
+            labels=labels,
+            instances=batch["instances"].masked_fill(~valid, 0),
+            valid=valid,
+            nearest=batch.get("nearest"),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +113,14 @@ class Objective:
         self.loss = loss
         self.detection = detection
         self.strides = supervised_strides(plan.architecture) if plan.has_voxels else ()
-        # a loss may have the parameter, but not need it with its present settings
+        # A loss may have the parameter, but not need it with its present settings. Its attribute
+        # `needs_nearest`, if present, says so.
         takes_nearest = "nearest" in signature(loss.forward).parameters
         needs_nearest = getattr(loss, "needs_nearest", takes_nearest)
         self.batch_targets = BatchTargets(
             nearest=bool(self.strides) and needs_nearest,
             anchors=AnchorGrid.of(plan) if plan.has_boxes else None,
-            # voxels along each axis, equal in mm along all
+            # CELL_REACH counts voxels of the finest axis; the reach is equal in mm along all axes
             reach=tuple(CELL_REACH * min(plan.spacing_mm) / mm for mm in plan.spacing_mm),
         )
 
@@ -137,7 +143,8 @@ class Objective:
         """Return the targets of a batch, for the anchors and for each supervised level.
 
         If no loader's worker has applied `batch_targets` to the batch, this is done here, which
-        makes a GPU wait.
+        makes a GPU wait. Coarser levels are made by `coarsen` or, for a network with the layout of
+        nnU-Net, by `select_middle_voxels`, as in nnU-Net.
         """
         batch = self.batch_targets(dict(batch))
         anchors = anchor_targets(batch) if self.plan.has_boxes else None
@@ -159,6 +166,7 @@ class Objective:
             normalisers: The divisors of terms per positive, in the order of `expected_positives`.
         """
         total: Terms = {}
+        # losses sum over many voxels, for which half precision is too coarse
         with torch.autocast(normalisers.device.type, enabled=False):
             if targets.anchors is not None:
                 grid = self.batch_targets.anchors or AnchorGrid.of(self.plan)
@@ -169,7 +177,7 @@ class Objective:
                     targets.anchors,
                     normaliser=normalisers[0],
                 )
-                normalisers = normalisers[1:]
+                normalisers = normalisers[1:]  # those of the voxels remain
             voxels = self._voxel_logits(output)
             # 1, ½, ¼ …, finest first, then scaled to a sum of 1 (Isensee et al. 2021)
             halves = [0.5**level for level in range(len(voxels))]
@@ -187,9 +195,9 @@ class Objective:
         The nearest lesions are passed only to a loss that needs them, because other losses do not
         have this parameter.
         """
-        more = {"nearest": level.nearest} if self.batch_targets.nearest else {}
+        optional = {"nearest": level.nearest} if self.batch_targets.nearest else {}
         terms: Terms = self.loss(
-            logits.float(), level.labels, valid=level.valid, normaliser=normaliser, **more
+            logits.float(), level.labels, valid=level.valid, normaliser=normaliser, **optional
         )
         return terms
 
@@ -219,7 +227,7 @@ class Objective:
         voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxel_logits(output)]
         if not self.plan.has_boxes:
             return voxels
-        # logits of anchors are `[B, n, K]`, but the function expects the labels on axis 1
+        # logits of anchors are `[B, n, K]`, but the function expects the classes on axis 1
         scores = mask_unannotated(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
         return replace(output, class_logits=scores.transpose(1, 2), segmentation=tuple(voxels))
 
@@ -292,7 +300,8 @@ def noise_batch(plan: Plan, n_tiles: int) -> dict[str, Tensor]:
     noise = torch.Generator().manual_seed(0)
     shape = (n_tiles, *plan.tile_shape)
     labels = torch.zeros(shape, dtype=torch.uint8)
-    labels[(slice(None), *(slice(n // 2 - 1, n // 2 + 2) for n in plan.tile_shape))] = 1
+    middle = tuple(slice(n // 2 - 1, n // 2 + 2) for n in plan.tile_shape)  # 3 voxels
+    labels[(slice(None), *middle)] = 1
     image = torch.randn((n_tiles, len(plan.channel_names), *plan.tile_shape), generator=noise)
     valid = torch.ones(shape, dtype=torch.bool)
     return {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
@@ -318,7 +327,8 @@ def try_step(
     output = network(batch["image"])
     if observe is not None:
         observe(objective.finest_logits(output, targets))
-    terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
+    # the divisors do not matter in a trial step
+    terms = objective.terms(output, targets, normalisers=torch.ones_like(targets.counts()))
     with torch.autocast(device.type, enabled=False):
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
 
@@ -347,20 +357,22 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     if prod(stride) == 1:
         return targets
     labels = _block_max(targets.labels, stride)
-    is_complete = ~_block_max(~targets.valid, stride)
+    is_complete = ~_block_max(~targets.valid, stride)  # no voxel of the block is invalid
     has_region_axis = labels.ndim > is_complete.ndim
     has_lesion = labels.any(1) if has_region_axis else labels > 0
     valid = is_complete | has_lesion
     middle = select_middle_voxels(targets, stride)
     if middle.nearest is None:
-        return LevelTargets(labels, middle.instances, valid)
+        return LevelTargets(labels=labels, instances=middle.instances, valid=valid)
     ids, within = _split_into_blocks(targets.instances, stride)
     if not has_region_axis:
-        each, _ = _split_into_blocks(targets.labels, stride)
-        sizes = [1 if axis in within else n for axis, n in enumerate(each.shape)]
-        ids = ids.where(each == labels.reshape(sizes), 0)  # only voxels with the block's label
+        fine_labels, _ = _split_into_blocks(targets.labels, stride)
+        # the labels of blocks, with axes of size 1 within a block, to compare with those of voxels
+        shape = [1 if axis in within else n for axis, n in enumerate(fine_labels.shape)]
+        ids = ids.where(fine_labels == labels.reshape(shape), 0)
     ids = ids.amax(dim=within)
-    return LevelTargets(labels, ids, valid, torch.where(ids > 0, ids, middle.nearest))
+    nearest = torch.where(ids > 0, ids, middle.nearest)
+    return LevelTargets(labels=labels, instances=ids, valid=valid, nearest=nearest)
 
 
 def select_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
@@ -368,6 +380,7 @@ def select_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelT
 
     For an even stride this is the voxel after the middle. `coarsen` describes the arguments.
     """
+    # start at the middle of the first block, then one voxel per block
     middle: Any = (..., *(slice(s // 2, None, s) for s in stride))
     return LevelTargets(
         labels=targets.labels[middle],
@@ -400,7 +413,7 @@ def _split_into_blocks(
     shape = list(values.shape[:n_leading])
     within: list[int] = []
     for n, s in zip(values.shape[n_leading:], stride, strict=True):
-        shape += [n // s, s]
+        shape += [n // s, s]  # number of blocks, size of a block
         within.append(len(shape) - 1)
     return values.reshape(shape), tuple(within)
 
@@ -411,8 +424,8 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     A supervised level is a resolution at which the network has an output with a loss. The stride of
     the finest level is 1.
 
-    A network of another package states its strides in `levels`. Otherwise they follow from
-    `strides`.
+    A network of another package has its strides in `levels`. Otherwise they are the products of
+    `strides`, with a first stride of 1.
 
     >>> table = Architecture("unet", (8, 16, 32), ((1, 1), (1, 2), (2, 2)), ((3, 3),) * 3)
     >>> supervised_strides(table)
@@ -420,6 +433,6 @@ def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...
     """
     if architecture.levels:
         return architecture.levels
-    # heads of a backbone with a first stride return full resolution
+    # a backbone may begin with a stride above 1, but its finest head returns full resolution
     ones = (1,) * len(architecture.strides[0])
     return total_strides((ones, *architecture.strides[1:]))[: architecture.n_supervised]

@@ -101,7 +101,7 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
         n_per_node = int(env["LOCAL_WORLD_SIZE"])
         _require_started_as_set(trainer, "torchrun", n_per_node, n_started // n_per_node)
         return TorchElasticEnvironment() if n_started > 1 else None
-    n_started = int(env.get(TASKS, "1"))
+    n_started = int(env.get(TASKS, "1"))  # srun's tasks; torchrun was handled above
     if n_started > 1 and not trainer.has_one_device:
         n_nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
         n_per_node = n_started // n_nodes
@@ -123,8 +123,8 @@ def _refuse_restarts() -> None:
     (`TORCHELASTIC_USE_AGENT_STORE`). After a restart this store still has the addresses of the
     processes that died (seen with torch 2.13).
     """
-    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    may_restart = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if may_restart and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise ConfigError(
             "--max-restarts: restarted processes would not find each other. Set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or leave it out."
@@ -169,31 +169,33 @@ def join_processes(trainer: TrainerConfig) -> Iterator[None]:
     """
     environment = find_launcher(trainer)
     devices = trainer.devices
-    local = environment.local_rank() if environment is not None else 0
+    local_rank = environment.local_rank() if environment is not None else 0
     on_gpu = training_device(trainer.accelerator) == "cuda"
     if on_gpu:  # planning, trial steps and scoring use the same GPU as training
-        device = devices[local] if isinstance(devices, tuple) else local
+        device = devices[local_rank] if isinstance(devices, tuple) else local_rank
         _require_gpu(device, trainer)
         torch.cuda.set_device(device)
+    # nothing to connect: one process, or an outer call has connected them
     if environment is None or distributed.is_initialized():
         yield
         return
+    # `init_process_group` reads these two variables
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        backend="nccl" if on_gpu else "gloo",
         timeout=PATIENCE,
         rank=environment.global_rank(),
         world_size=environment.world_size(),
     )
-    ours = logging.getLogger("lesionseg")
-    level = ours.level
+    package_log = logging.getLogger("lesionseg")
+    level_before = package_log.level
     if not is_rank_zero():
-        ours.setLevel(logging.WARNING)
+        package_log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        ours.setLevel(level)
+        package_log.setLevel(level_before)
     distributed.destroy_process_group()  # not after an error
 
 
@@ -238,6 +240,7 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
     """
     if not distributed.is_initialized():
         return make()
+    # the other processes have no result yet, so they pass a placeholder
     shared: list[Any] = _call_on_turn(make, is_turn=is_rank_zero()) or [None]
     distributed.broadcast_object_list(shared)  # replaces the item in the other processes
     result: T = shared[0]
@@ -261,11 +264,11 @@ def sum_over_processes(sums: Tensor) -> Tensor:
     The gradient with respect to this process's `sums` is multiplied by the number of processes,
     because the processes average their gradients afterwards.
     """
-    local = sums.detach()
-    total = local.clone()
-    distributed.all_reduce(total)
-    # `sums - local` is 0, but has the gradient that `all_reduce` does not compute
-    return total + distributed.get_world_size() * (sums - local)
+    constant = sums.detach()
+    total = constant.clone()
+    distributed.all_reduce(total)  # replaces `total` by the sum, without a gradient
+    # `sums - constant` is 0, but its gradient with respect to `sums` is 1
+    return total + distributed.get_world_size() * (sums - constant)
 
 
 def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
@@ -280,10 +283,11 @@ def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
     """
     if not distributed.is_initialized():
         return make()
+    # number of this process on its node, from torchrun or srun
     comes_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"
-    made = _call_on_turn(make, is_turn=comes_first)
-    made += _call_on_turn(make, is_turn=not comes_first)
-    return made[0]
+    results = _call_on_turn(make, is_turn=comes_first)
+    results += _call_on_turn(make, is_turn=not comes_first)
+    return results[0]  # one of the two calls was this process's turn
 
 
 def _call_on_turn(make: Callable[[], T], *, is_turn: bool) -> list[T]:
@@ -295,18 +299,19 @@ def _call_on_turn(make: Callable[[], T], *, is_turn: bool) -> list[T]:
     Returns:
         A list with the result, or an empty list if it is not this process's turn.
     """
-    made: list[T] = []
-    failure: Exception | None = None
+    result: list[T] = []
+    own_error: Exception | None = None
     if is_turn:
         try:
-            made.append(make())
-        except Exception as error:  # the other processes would wait for a day
-            failure = error
-    shared: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(shared, failure and _to_shared_error(failure))
-    if failure is not None:
-        raise failure
-    for other in shared:
-        if other is not None:
-            raise other
-    return made
+            result.append(make())
+        except Exception as error:  # raised below, because the other processes wait for this one
+            own_error = error
+    errors_of_processes: list[Any] = [None] * distributed.get_world_size()
+    # each process gets the errors of all processes, None for those without an error
+    distributed.all_gather_object(errors_of_processes, own_error and _to_shared_error(own_error))
+    if own_error is not None:
+        raise own_error
+    for other_error in errors_of_processes:
+        if other_error is not None:
+            raise other_error
+    return result

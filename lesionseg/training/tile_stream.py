@@ -110,9 +110,9 @@ def begin_worker(number: int) -> None:
     Args:
         number: The number of the worker. torch passes it.
     """
-    worker_init_fn(number)
+    worker_init_fn(number)  # of MONAI: seeds the random transforms
     for stop in STOP_SIGNALS:
-        signal.signal(stop, lambda *_: os._exit(0))
+        signal.signal(stop, lambda *_: os._exit(0))  # unlike `sys.exit`, without any clean-up
 
 
 def to_batch(items: Sequence[TileItem]) -> Batch:
@@ -134,12 +134,13 @@ def _tensors_of_tile(item: TileItem) -> Batch:
     """
     tensors = {
         "image": item["image"],
-        "labels": item["label"][0],
+        "labels": item["label"][0],  # channel 0 is the only one
         "instances": item["instances"][0],
         "valid": item["valid"][0],
     }
     if "unannotated" in item:
         tensors["unannotated"] = item["unannotated"]
+    # `as_subclass` makes a plain tensor of MONAI's `MetaTensor`, without a copy
     return {name: torch.Tensor.as_subclass(x, Tensor) for name, x in tensors.items()}
 
 
@@ -174,6 +175,7 @@ class LesionData(pl.LightningDataModule):
         device = trainer.strategy.root_device.type
         numbers = number_batches(
             batch_size=self.plan.batch_size,
+            # after the steps that a resumed training has already done
             first_batch=trainer.global_step * trainer.accumulate_grad_batches,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
@@ -199,8 +201,9 @@ def _count_cores_per_process(n_processes: int) -> int:
     torchrun, and are ignored.
     """
     per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    is_task = int(os.environ.get(TASKS, "1")) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ
-    if n_processes > 1 and is_task and per_task.isdigit():
+    # one of several tasks of srun; TORCHELASTIC_RUN_ID is set by torchrun
+    is_srun_task = int(os.environ.get(TASKS, "1")) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+    if n_processes > 1 and is_srun_task and per_task.isdigit():
         return min(cores(), int(per_task))
     return cores() // n_processes
 
@@ -235,21 +238,24 @@ def loader_workers(
     else:
         workers = min(max(_count_cores_per_process(n_processes) - 1, 1), MAX_TILE_WORKERS)
     try:
-        shared = shutil.disk_usage(SHARED_MEMORY).free
+        shared_memory = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # the folder exists only on Linux
         return workers
     budget = default_budget()  # files in shared memory count as memory of a container or job
-    # bytes of a tile in a batch: an image in fp32, two masks and two maps of ids
+    # bytes of a tile in a batch: 4 per voxel of an image channel (fp32), 10 of the reference: two
+    # masks of 1 byte and two maps of ids of 4 bytes
     n_voxels = prod(plan.tile_shape)
     tile_bytes = n_voxels * (4 * len(plan.channel_names) + 10)
     tile_bytes += targets.tile_bytes(n_voxels)
     # of each worker, the batches that it reads ahead and the one in use are in shared memory
     worker_bytes = (AHEAD + 1) * plan.batch_size * tile_bytes
-    maximum = min(shared, budget) // (worker_bytes * n_processes)
+    maximum = min(shared_memory, budget) // (worker_bytes * n_processes)
     if maximum < workers:
-        place = f"{SHARED_MEMORY} ({shared / 1e9:.2f} GB free)"
+        # name the smaller of the two limits
+        place = f"{SHARED_MEMORY} ({shared_memory / 1e9:.2f} GB free)"
         remedy = "Start the container with --shm-size=8g or --ipc=host"
-        if budget < shared:
+        if budget < shared_memory:
+            # the share that `default_budget` returns
             place = f"60 % of the free memory ({budget / 1e9:.2f} GB)"
             remedy = "End other programs, or give the container or job more memory"
         log.warning("%s is large enough for %d of %d workers. %s.", place, maximum, workers, remedy)

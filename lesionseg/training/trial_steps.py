@@ -59,6 +59,7 @@ def smaller_plans(plan: Plan) -> list[Plan]:
     2. Two smaller tiles, see `smaller_tiles`. If the plan has one tile, one smaller tile.
     3. If the plan has several tiles: one tile, of the planned size, then of the smaller sizes.
     """
+    # from one tile less down to two tiles
     smaller = [plan.with_(batch_size=n) for n in range(plan.batch_size - 1, 1, -1)]
     shapes = smaller_tiles(plan)
     n_tiles = min(plan.batch_size, 2)
@@ -82,6 +83,7 @@ def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     while len(shapes) < MAX_SMALLER_TILES:
         # at least two voxels must remain at the coarsest stage, because instance norm needs them
+        # two total strides are two such voxels, and one more is to be removed
         reducible = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
         if not reducible:
             break
@@ -121,7 +123,7 @@ def _with_reasons_of_change(smaller: Plan, plan: Plan) -> Plan:
     reason = f"{sizes} ran out of memory in a trial step"
     reasons = dict(plan.reasons)
     if smaller != plan:
-        reasons.pop("memory", None)  # it states the memory of the larger plan
+        reasons.pop("memory", None)
     if smaller.tile_shape != plan.tile_shape:
         reasons["tile_shape"] = reason
     if smaller.batch_size != plan.batch_size:
@@ -146,7 +148,7 @@ def try_steps(module: LesionModule, device: str = "cuda") -> None:
     network = module.network.to(gpu).train()
     lr = peak_lr(module.optim, module.plan, module.plan.batch_size)
     optimiser = make_optimiser(network, module.optim, lr)
-    is_autocast = module.settings.precision != "32-true"
+    is_autocast = module.settings.precision != "32-true"  # Lightning's name of pure fp32
     dtype = autocast_dtype(gpu)
     statistics = FocalStatistics()
     with fastest_convolutions():

@@ -51,28 +51,33 @@ class VolumeValidation(Checkpoint):
 
     def __init__(self, validate: Validate, every_minutes: float | None, folder: Path) -> None:
         self.validate = validate
-        self.every_minutes = every_minutes
+        self.every_minutes = every_minutes  # None validates only at the end
         self.path = folder / BEST
-        self.best_score = -math.inf
-        self.best_error = 0.0
-        self._due = math.inf  # minutes of training, set in `on_train_start`
+        self.best_score = -math.inf  # before the first validation
+        self.best_error = 0.0  # standard error of the best score
+        # time of the next validation, in minutes of training; set in `on_train_start`
+        self._next_due_minutes = math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score with its error, and the time of the next validation.
 
         Lightning stores this dictionary in each checkpoint.
         """
-        return {"best_score": self.best_score, "best_error": self.best_error, "due": self._due}
+        return {
+            "best_score": self.best_score,
+            "best_error": self.best_error,
+            "due": self._next_due_minutes,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score with its error, and the time of the next validation.
 
         Lightning passes the dictionary of the checkpoint. Checkpoints of earlier versions contain
-        neither the error nor the time.
+        neither the error nor the time: they become 0 and infinite (not set).
         """
         self.best_score = state_dict["best_score"]
         self.best_error = state_dict.get("best_error", 0.0)
-        self._due = state_dict.get("due", math.inf)
+        self._next_due_minutes = state_dict.get("due", math.inf)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Set the time of the next validation, and read the best score of a resumed training.
@@ -88,17 +93,18 @@ class VolumeValidation(Checkpoint):
         elif trainer.is_global_zero:  # the file belongs to a training that starts again
             self.path.unlink(missing_ok=True)
         if self.every_minutes is None:
-            self._due = math.inf
-        elif math.isinf(self._due):
-            self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
+            self._next_due_minutes = math.inf
+        elif math.isinf(self._next_due_minutes):
+            self._next_due_minutes = (module.minutes // self.every_minutes + 1) * self.every_minutes
 
     def _read_best(self) -> tuple[float, float]:
         """Return the score of the weights in `best.ckpt`, and its standard error.
 
         Both are −∞ and 0 if the file is missing or does not contain them.
         """
+        # Lightning stores the `state_dict` of each callback under its `state_key`
         state = (read_if_present(self.path) or {}).get("callbacks", {}).get(self.state_key, {})
-        # version 1.0 stated neither
+        # checkpoints of version 1.0 contain neither
         return float(state.get("best_score", -math.inf)), float(state.get("best_error", 0.0))
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
@@ -107,7 +113,7 @@ class VolumeValidation(Checkpoint):
         A step is not complete between accumulated batches.
         """
         is_new_step = batch_idx % trainer.accumulate_grad_batches == 0
-        if is_new_step and module.minutes >= self._due:
+        if is_new_step and module.minutes >= self._next_due_minutes:
             self._validate(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
@@ -122,7 +128,7 @@ class VolumeValidation(Checkpoint):
 
         Their score must not be lower than the best one so far. After the last step (`is_last`), it
         may be lower by up to the standard error of the best score. Weights with a score of NaN are
-        not written.
+        not written. Other callbacks get the hooks of a validation: see `VolumeValidation`.
 
         Args:
             trainer: Lightning's trainer.
@@ -140,9 +146,9 @@ class VolumeValidation(Checkpoint):
 
         scores, minutes = broadcast_from_rank_zero(partial(self._score, trainer, module))
         if self.every_minutes is not None:
-            # counted from the end of the validation; otherwise one that takes longer than the
-            # interval would be followed by the next one without a training step
-            self._due = minutes + self.every_minutes
+            # `minutes` is the end of the validation: after one that takes longer than the interval,
+            # the next one would otherwise follow without a training step
+            self._next_due_minutes = minutes + self.every_minutes
         score = float(scores.setdefault(SCORE, 0.0))
         tolerance = self.best_error if is_last else 0.0
         row = {f"validation_{name}": float(value) for name, value in scores.items()}
