@@ -74,8 +74,9 @@ class ElasticDeformation:
             positions: For each axis, the coordinates of the grid points, in voxels from the second
                 knot. The first knot is outside the tile.
         """
-        rows = zip(positions, self.spacing, self.knots.shape[1:], strict=True)
-        weights = [torch.from_numpy(_spline_weights(x, distance, n)) for x, distance, n in rows]
+        axes = zip(positions, self.spacing, self.knots.shape[1:], strict=True)
+        # the spline is separable: one matrix `[out, knots]` per axis
+        weights = [torch.from_numpy(_spline_weights(x, distance, n)) for x, distance, n in axes]
         return multiply_along_axes(torch.from_numpy(self.knots), weights)
 
 
@@ -109,6 +110,7 @@ class SpatialTransform:
         linear = self.linear
         if linear is None:
             linear = np.diag([-1.0 if a in self.flips else 1.0 for a in range(len(tile_shape))])
+        # the offset maps the centre to itself
         middle = (np.array(tile_shape) - 1) / 2
         return np.concatenate([linear, (middle - linear @ middle)[:, None]], axis=1)
 
@@ -116,17 +118,19 @@ class SpatialTransform:
         """Return start and stop, along each axis, of the region that contains all voxels to read.
 
         Start and stop are counted from the tile's first voxel: a start may be negative, and a stop
-        may be beyond the tile. Without `linear`, the region is the tile.
+        may be beyond the tile. Without `linear`, the region is the tile, because flips only reorder
+        its voxels.
         """
         if self.linear is None:
             return tuple((0, n) for n in tile_shape)
         matrix = self.matrix(tile_shape)
+        # an affine map reaches its extremes at the corners
         corners = np.array(list(itertools.product(*[(0, n - 1) for n in tile_shape])))
-        reached = corners @ matrix[:, :-1].T + matrix[:, -1]
+        corners_read = corners @ matrix[:, :-1].T + matrix[:, -1]
         # a spline never exceeds its largest knot
         margin = 0 if self.deformation is None else np.abs(self.deformation.knots).max(initial=0)
-        low = np.floor(reached.min(axis=0) - margin)
-        high = np.ceil(reached.max(axis=0) + margin)
+        low = np.floor(corners_read.min(axis=0) - margin)
+        high = np.ceil(corners_read.max(axis=0) + margin)
         return tuple((int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
 
     def warp(self, tile_shape: Sequence[int], out_shape: Sequence[int]) -> Warp:
@@ -195,6 +199,7 @@ def tile_generator(*key: int) -> torch.Generator:
 
     A tile thus has the same random changes in every process and order.
     """
+    # a hash of the key, so that neighbouring tiles have unrelated states
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -208,7 +213,7 @@ class RandomDraws:
     def uniform(self, *shape: int) -> Numbers:
         """Draw an array of `shape` of random numbers, uniform in −1 … 1."""
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-        return drawn.mul_(2).sub_(1).numpy()
+        return drawn.mul_(2).sub_(1).numpy()  # torch draws in 0 … 1
 
     def happens(self, probability: float) -> bool:
         """Draw a random decision: True with `probability`, otherwise False."""
@@ -226,9 +231,9 @@ class RandomDraws:
         """
         # The numbers are always drawn, so that later draws do not depend on the probability.
         happens = self.happens(probability)
-        drawn = (self.uniform(n) + 1) / 2
+        shares = (self.uniform(n) + 1) / 2  # 0 … 1
         low, high = bounds
-        return tuple(map(float, low + (high - low) * drawn)) if happens else None
+        return tuple(map(float, low + (high - low) * shares)) if happens else None
 
     def seed(self) -> int:
         """Draw an integer in 0 … 2**62 − 1, used as the seed of another random generator."""
@@ -238,12 +243,12 @@ class RandomDraws:
 def build_augmentation(settings: AugmentConfig, plan: Plan) -> "Augmentation | None":
     """Build the augmentation of this plan's tiles. Return None if the settings change nothing.
 
-    Settings change nothing if both probabilities are 0 and no axis is flipped. Raise `ConfigError`
-    if the plan does not have an axis of `settings.flip_axes`.
+    Settings change nothing if the probabilities of spatial and of intensity changes are 0 and no
+    axis is flipped. Raise `ConfigError` if the plan does not have an axis of `settings.flip_axes`.
     """
     augmentation = Augmentation(settings, plan)
-    moves = settings.spatial_probability or augmentation.flip_axes
-    return augmentation if moves or settings.intensity_probability else None
+    is_spatial = settings.spatial_probability or augmentation.flip_axes
+    return augmentation if is_spatial or settings.intensity_probability else None
 
 
 class Augmentation:
@@ -265,7 +270,7 @@ class Augmentation:
     def __init__(self, settings: AugmentConfig, plan: Plan) -> None:
         self.settings = settings
         self.plan = plan
-        self.flip_axes = plan.allowed_flips
+        self.flip_axes = plan.allowed_flips  # unless the settings name other axes
         if settings.flip_axes is not None:
             self.flip_axes = tuple(settings.flip_axes)
         if not set(self.flip_axes) <= set(range(plan.dims)):
@@ -300,62 +305,63 @@ class Augmentation:
         # shear only if their spacings and extents are similar. An axis is scaled and deformed only
         # if its spacing is fine, and if the tile is not thin along it. Otherwise, most voxels of a
         # thin volume would be read from outside it.
-        is_similar = _ratios(spacing) <= ANISOTROPY
+        is_similar = _ratios(spacing) <= ANISOTROPY  # for each pair of axes `[dims, dims]`
         is_similar &= _ratios(extent) <= THINNESS
         is_fine = spacing / spacing.min() <= ANISOTROPY
-        may_rotate = is_fine & (extent[is_fine].max() / extent <= THINNESS)
+        may_deform = is_fine & (extent[is_fine].max() / extent <= THINNESS)
         angles = math.radians(settings.rotate_degrees) * draw.uniform(dims, dims) * is_similar
         shear = SHEAR * draw.uniform(dims, dims) * is_similar * ~np.eye(dims, dtype=bool)
-        scale = np.diag(1 + SCALE * draw.uniform(dims) * may_rotate)
-        # the matrix in millimetres, then in voxels
+        scale = np.diag(1 + SCALE * draw.uniform(dims) * may_deform)
+        # the matrix in millimetres, then in voxels: an index times its spacing is a distance
         linear_mm = rotation_matrix(angles) @ (np.eye(dims) + shear) @ scale
         linear = linear_mm * spacing / spacing[:, None]
         linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
         if not draw.happens(ELASTIC_SHARE):
             return SpatialTransform(flips, linear)
-        return SpatialTransform(flips, linear, self._draw_deformation(draw, may_rotate))
+        return SpatialTransform(flips, linear, self._draw_deformation(draw, may_deform))
 
-    def _draw_deformation(self, draw: RandomDraws, may_rotate: Flags) -> ElasticDeformation:
+    def _draw_deformation(self, draw: RandomDraws, may_deform: Flags) -> ElasticDeformation:
         """Draw the random displacements at the knots of an elastic deformation.
 
         The distance of the knots and the largest displacement are equal in millimetres along all
-        axes, so a coarse axis has fewer voxels of each. The distance is at least one voxel.
+        axes, so they are fewer voxels along a coarse axis. The distance is at least one voxel.
 
         Args:
             draw: The random draws of the tile.
-            may_rotate: True for the axes `[dims]` along which voxels are displaced.
+            may_deform: True for the axes `[dims]` along which voxels are displaced.
         """
         spacing = np.array(self.plan.spacing_mm)
         coarseness = spacing / spacing.min()  # 1 for the finest axis
-        distance = tuple(map(float, (ELASTIC_SPACING / coarseness).clip(1)))
-        # a cubic B-spline over n voxels needs 3 knots more than intervals
-        sides = np.subtract(self.plan.tile_shape, 1)
-        n_knots = (np.floor(sides / distance) + 4).astype(int).tolist()
-        largest = ELASTIC_VOXELS / coarseness * may_rotate  # of each component, in voxels
+        knot_distance = tuple(map(float, (ELASTIC_SPACING / coarseness).clip(1)))
+        # a cubic B-spline needs 3 knots more than intervals, of which a started one counts, too
+        lengths = np.subtract(self.plan.tile_shape, 1)
+        n_knots = (np.floor(lengths / knot_distance) + 4).astype(int).tolist()
+        largest = ELASTIC_VOXELS / coarseness * may_deform  # of each component, in voxels
         shares = draw.uniform(len(spacing), *n_knots)  # from −1 to 1
-        return ElasticDeformation((shares.T * largest).T.astype(np.float32), distance)
+        # transposed, because `largest` belongs to the first axis
+        return ElasticDeformation((shares.T * largest).T.astype(np.float32), knot_distance)
 
     def _draw_intensity(self, draw: RandomDraws) -> Intensity:
         """Draw the changes of the intensities of one tile.
 
-        Each change is drawn independently with `settings.intensity_probability`.
+        Each change is drawn independently with `settings.intensity_probability`. CT has no gamma.
         """
         n_channels = len(self.plan.channel_names)
         p = self.settings.intensity_probability
 
         def draw_one(bounds: Sequence[float], unchanged: float) -> float:
             """Draw a number within `bounds` with probability `p`, otherwise return `unchanged`."""
-            numbers = draw.numbers(p, bounds, 1)
+            numbers = draw.numbers(p, bounds, n=1)
             return unchanged if numbers is None else numbers[0]
 
         return Intensity(
-            coarse=draw_one(LOW_RESOLUTION, 1.0),
+            coarse=draw_one(LOW_RESOLUTION, unchanged=1.0),
             blur=draw.numbers(p, BLUR_SIGMA, self.plan.dims),
             contrast=draw.numbers(p, (1 - CONTRAST, 1 + CONTRAST), n_channels),
             brightness=draw.numbers(p, (-BRIGHTNESS, BRIGHTNESS), n_channels),
-            noise=draw_one((0, NOISE_STD), 0.0),
+            noise=draw_one((0, NOISE_STD), unchanged=0.0),
             # the values of CT are physical quantities
-            gamma=1.0 if self.plan.modality == "ct" else draw_one(GAMMA, 1.0),
+            gamma=1.0 if self.plan.modality == "ct" else draw_one(GAMMA, unchanged=1.0),
             seed=draw.seed(),
         )
 
@@ -365,7 +371,8 @@ def apply_augmentation(
 ) -> TileTensors:
     """Compute an augmented tile from the region of the volume that the tile is read from.
 
-    Images are interpolated linearly. Masks get the nearest voxel and keep their dtype.
+    Images are interpolated linearly. Masks get the nearest voxel and keep their dtype. The channels
+    `change.missing` become 0.
 
     Args:
         piece: `image` `[C, *source]` (any float) and masks `[*source]` of the region. The region
@@ -379,19 +386,19 @@ def apply_augmentation(
     spatial = change.spatial
     keys = [key for key in piece if key != "image"]
     masks = [piece[key] for key in keys]
-    if spatial.linear is not None:
-        masks = warp_nearest(masks, spatial.warp(shape, shape))
-    elif spatial.flips:
+    if spatial.linear is not None:  # `linear` includes the flips
+        masks = warp_nearest(masks, spatial.warp(tile_shape=shape, out_shape=shape))
+    elif spatial.flips:  # without `linear`, the region has the shape of the tile
         masks = [mask.flip(spatial.flips) for mask in masks]
     image = _change_intensity(
-        _move_and_blur(piece["image"], spatial, change.intensity, shape), change.intensity
+        _warp_and_blur(piece["image"], spatial, change.intensity, shape), change.intensity
     )
     for channel in change.missing:
         image[channel] = 0
     return {"image": image, **dict(zip(keys, masks, strict=True))}
 
 
-def _move_and_blur(
+def _warp_and_blur(
     image: Tensor, spatial: SpatialTransform, change: Intensity, shape: tuple[int, ...]
 ) -> Tensor:
     """Apply the spatial changes, the lower resolution and the blur of an augmentation to an image.
@@ -408,20 +415,20 @@ def _move_and_blur(
     Returns:
         A new image `[C, *shape]` in float32.
     """
-    coarse = tuple(max(1, round(n * change.coarse)) for n in shape)
-    if spatial.linear is not None or coarse != shape:
-        image = warp_linear(image, spatial.warp(shape, coarse))
+    coarse_shape = tuple(max(1, round(n * change.coarse)) for n in shape)
+    if spatial.linear is not None or coarse_shape != shape:
+        image = warp_linear(image, spatial.warp(tile_shape=shape, out_shape=coarse_shape))
     elif spatial.flips:
-        image = image.flip([1 + axis for axis in spatial.flips]).float()
+        image = image.flip([1 + axis for axis in spatial.flips]).float()  # axis 0: channels
     else:
-        image = image.to(torch.float32, copy=True)
-    if change.blur is not None or coarse != shape:
-        sigmas = change.blur or (0.0,) * len(shape)
+        image = image.to(torch.float32, copy=True)  # intensities are changed in place
+    if change.blur is not None or coarse_shape != shape:
+        sigmas = change.blur or (0.0,) * len(shape)  # σ 0 means no blur
         weights = [
             torch.from_numpy(
                 (_blur_matrix(n, sigma) @ _enlarge_matrix(n, n_coarse)).astype(np.float32)
             )
-            for n, n_coarse, sigma in zip(shape, coarse, sigmas, strict=True)
+            for n, n_coarse, sigma in zip(shape, coarse_shape, sigmas, strict=True)
         ]
         image = multiply_along_axes(image, weights)
     return image
@@ -430,9 +437,9 @@ def _move_and_blur(
 def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
     """Change contrast, brightness, noise and gamma of an image `[C, *shape]`, in this order.
 
-    Return the changed image. The input may be overwritten.
+    Return the changed image. The input may be overwritten. Other changes are not applied.
     """
-    per_channel = [-1] + [1] * (image.ndim - 1)
+    per_channel = [-1] + [1] * (image.ndim - 1)  # a shape that broadcasts against the image
     if change.contrast is not None:
         image = image.mul_(torch.tensor(change.contrast).reshape(per_channel))
     if change.brightness is not None:
@@ -449,6 +456,7 @@ def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
     mean = flat.mean(1, keepdim=True)
     # the standard deviation times a constant, which cancels in the quotient below
     std = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)
+    # 1e-7 avoids a division by 0 for a constant channel
     curved = flat.sub_(low).div_((high - low).clamp_min(1e-7))
     curved.pow_(change.gamma)
     curved.sub_(curved.mean(1, keepdim=True))
@@ -501,6 +509,7 @@ def _spline_weights(x: Numbers, spacing: float, n: int) -> NDArray[np.float32]:
     position 0, so that the spline is complete at the first voxel.
     """
     t = np.abs(x[:, None] / spacing + 1 - np.arange(n))  # distance from the knot, in knots
+    # the two polynomials of a cubic B-spline: within 1 knot, and from 1 to 2 knots
     inner = 2 / 3 - t**2 + t**3 / 2
     outer = (2 - t).clip(0) ** 3 / 6  # 0 for knots that are at least 2 knots away
     return np.where(t < 1, inner, outer).astype(np.float32)
@@ -510,7 +519,8 @@ def _blur_matrix(n: int, sigma: float) -> Numbers:
     """Return a matrix `[n, n]` that blurs `n` voxels along an axis with a Gaussian.
 
     `sigma` is the standard deviation in voxels. Each row has the sum 1. Weights beyond 4 σ are 0,
-    except for the adjacent voxels. If `sigma` is not above 0, the matrix is the identity.
+    except for the adjacent voxels, so that a small σ blurs, too. If `sigma` is not above 0, the
+    matrix is the identity.
     """
     if sigma <= 0:
         return np.eye(n)
@@ -528,5 +538,6 @@ def _enlarge_matrix(n: int, m: int) -> Numbers:
     """
     if n == m:
         return np.eye(n)
+    # the centres of the `n` voxels, in indices of the `m` voxels
     x = ((np.arange(n) + 0.5) * m / n - 0.5).clip(0, m - 1)
     return (1 - np.abs(x[:, None] - np.arange(m))).clip(0)

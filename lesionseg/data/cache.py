@@ -87,15 +87,16 @@ class LesionIndex:
         n_voxels = []
         boxes = []
         seeds = []
-        for voxels in np.split(all_voxels, first[1:]) if len(ids) else ():
+        for voxels in np.split(all_voxels, first[1:]) if len(ids) else ():  # one part per id
             n_voxels.append(len(voxels))
             boxes.append(np.concatenate([voxels.min(axis=0), voxels.max(axis=0) + 1]))
-            n_seeds = min(len(voxels), MAX_SEEDS)  # evenly spaced
+            n_seeds = min(len(voxels), MAX_SEEDS)
+            # evenly spaced among the voxels in C order
             seeds.append(voxels[np.linspace(0, len(voxels) - 1, n_seeds).round().astype(np.int64)])
         return cls.from_json(
             instances.ndim,
             ids=ids,
-            labels=[labels[lesion - 1] for lesion in ids.tolist()],
+            labels=[labels[lesion - 1] for lesion in ids.tolist()],  # ids start at 1
             voxels=n_voxels,
             boxes=boxes,
             seeds=np.concatenate(seeds) if seeds else [],
@@ -123,6 +124,7 @@ class LesionIndex:
             raise ValueError("the lesions' columns do not fit together")
         # the smallest dtype, because every process of the loader holds all seeds
         seeds = seeds.astype(np.min_scalar_type(int(seeds.max(initial=0))))
+        # the seeds of a lesion begin where those of the lesion before end
         return cls(ids, labels, voxels, boxes, seeds, first_seed=seed_ends[:-1])
 
     def to_json(self) -> dict[str, list[Any]]:
@@ -147,6 +149,7 @@ class LesionIndex:
         The entry is 0 for the background (id 0) and for ids without a lesion. Indexing the table by
         a mask of ids gives a mask of labels.
         """
+        # the last id is the highest
         table = np.zeros(int(self.ids[-1]) + 1 if len(self) else 1, np.uint8)
         table[self.ids] = self.labels
         return table
@@ -195,24 +198,24 @@ class CachedCase:
     @property
     def image(self) -> NDArray[np.float16]:
         """The normalised image `[C, *spatial]` float16."""
-        return self._map("image")
+        return self._open_array("image")
 
     @property
     def labels(self) -> NDArray[np.uint8]:
         """The label map `[*spatial]` uint8: 0 background, k for the plan's k-th mask value."""
-        return self._map("labels")
+        return self._open_array("labels")
 
     @property
     def instances(self) -> NDArray[np.unsignedinteger[Any]]:
         """The lesion ids `[*spatial]`, 0 elsewhere, in the smallest unsigned integer type."""
-        return self._map("instances")
+        return self._open_array("instances")
 
     @property
     def valid(self) -> Flags | None:
         """True for voxels `[*spatial]` that count in training; None if all voxels count."""
-        return self._map("valid") if self.has_valid else None
+        return self._open_array("valid") if self.has_valid else None
 
-    def _map(self, name: str) -> NDArray[Any]:
+    def _open_array(self, name: str) -> NDArray[Any]:
         """Return the array of the file `<name>.npy` in the case's folder as a memory map.
 
         Raise `ReadError` if the file is missing or damaged.
@@ -234,8 +237,8 @@ def _map_array(path: Path) -> NDArray[Any]:
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
         layout = _read_layout(path, status.st_mtime_ns, status.st_size)
-        pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.ndarray(layout.shape, layout.dtype, pages, layout.offset)
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # 0: all bytes
+    return np.ndarray(layout.shape, layout.dtype, mapped, layout.offset)
 
 
 class _ArrayLayout(NamedTuple):
@@ -277,7 +280,8 @@ def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:
     """Write the arrays and the case.json of a prepared case to an empty folder.
 
-    The image is rounded to float16, and clipped to the range of float16.
+    The arrays are the image, the labels, the lesion ids and, if the reference ignores voxels, the
+    valid voxels. The image is rounded to float16, and clipped to the range of float16.
 
     Args:
         folder: The folder, which exists.
@@ -296,11 +300,11 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         )
     instances = reference.instances
     with np.errstate(over="ignore"):  # values outside of float16 are clipped below
-        half = prepared.image.array.astype(np.float16)
-    _save_array(folder, "image", np.clip(half, -_HALF_MAX, _HALF_MAX, out=half))
+        half_image = prepared.image.array.astype(np.float16)
+    _save_array(folder, "image", np.clip(half_image, -_HALF_MAX, _HALF_MAX, out=half_image))
     _save_array(folder, "labels", reference.labels)
-    n = len(reference.instance_labels)
-    _save_array(folder, "instances", instances.astype(np.min_scalar_type(n)))
+    n_ids = len(reference.instance_labels)
+    _save_array(folder, "instances", instances.astype(np.min_scalar_type(n_ids)))
     valid_seeds = None
     if reference.ignore is not None:
         valid = ~reference.ignore
@@ -427,17 +431,17 @@ def fill_cache(
             "or choose a local one."
         )
     cache_folder = Path(folder) / cache_key(dataset, plan)
-    make = partial(_find_or_prepare, cache_folder, dataset, plan, source or case_digest)
-    filled: list[CachedCase] = []
+    find_or_prepare = partial(_find_or_prepare, cache_folder, dataset, plan, source or case_digest)
+    cached_cases: list[CachedCase] = []
     pool = ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS))
     try:
-        for cached in pool.map(make, cases):
-            filled.append(cached)
+        for cached in pool.map(find_or_prepare, cases):
+            cached_cases.append(cached)
             if progress is not None:
-                progress(cached.case, len(filled), len(cases))
+                progress(cached.case, len(cached_cases), len(cases))
     finally:
         pool.shutdown(cancel_futures=True)
-    return filled
+    return cached_cases
 
 
 def cores() -> int:
@@ -472,13 +476,13 @@ def _find_or_prepare(
     # the old one can continue.
     content_hash = source(files)
     name = digest_of(f"{files.case} {content_hash}")
-    folder = cache_folder / name[:2]  # one of 256 folders, see the docstring of the module
-    entry = folder / name
+    subfolder = cache_folder / name[:2]  # one of 256, as a folder with 10⁵ entries is slow
+    entry = subfolder / name
     if (cached := _find_entry(entry, content_hash)) is not None:
         return cached
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        subfolder.mkdir(parents=True, exist_ok=True)
+        with FileLock(subfolder.with_suffix(".lock")):
             if (
                 cached := _find_entry(entry, content_hash)
             ) is not None:  # another process has made it
@@ -486,8 +490,8 @@ def _find_or_prepare(
             if entry.exists():
                 logger.warning("The cached case %s is damaged and is prepared again.", files.case)
             prepared = prepare_case(read_case(files, dataset), plan)
-            scratch = folder / f".{name}"
-            for leftover in (scratch, entry):  # of a killed process, or damaged
+            scratch = subfolder / f".{name}"
+            for leftover in (scratch, entry):  # `scratch` of a killed process, a damaged `entry`
                 shutil.rmtree(leftover, ignore_errors=True)
             scratch.mkdir()
             try:

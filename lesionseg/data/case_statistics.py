@@ -60,11 +60,11 @@ def read_records(
     errors: list[LesionsegError] = []
     pool = ThreadPoolExecutor(min(cores(), MAX_WORKERS))
     try:
-        for files, made in zip(dataset.cases, pool.map(reader.read, dataset.cases), strict=True):
-            if isinstance(made, LesionsegError):
-                errors.append(made)
+        for files, result in zip(dataset.cases, pool.map(reader.read, dataset.cases), strict=True):
+            if isinstance(result, LesionsegError):
+                errors.append(result)
             else:
-                records[files.case] = made
+                records[files.case] = result
             progress(files.case, len(records) + len(errors), len(dataset.cases))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -85,9 +85,11 @@ class _RecordReader:
     def __init__(self, dataset: Dataset, folder: Path | None) -> None:
         self.dataset = dataset
         self.folder = folder
-        # a power of two, so that a few further cases do not change the samples of known cases
+        # At least 64 voxels per case. A power of two, so that a few further cases do not change the
+        # samples of known cases.
         voxels = max(64, min(SAMPLED, MAX_SAMPLED // max(len(dataset.cases), 1)))
         self.n_voxels = 1 << (voxels.bit_length() - 1)
+        # the fields of the dataset that change how a case is read
         names = {f.name for f in fields(dataset)} - _IRRELEVANT
         self.settings = {name: getattr(dataset, name) for name in sorted(names)}
         self._known = _read_entries(folder)
@@ -115,7 +117,7 @@ class _RecordReader:
                 statistics = (
                     None if reference is None else measure_case(case, reference, self.n_voxels)
                 )
-                del case, reference
+                del case, reference  # before the memory counts as free
             source = case_digest(files)
         except LesionsegError as error:
             return error
@@ -132,6 +134,7 @@ class _RecordReader:
         """
         if self.folder is not None and self._new:
             with suppress(OutputError):  # without the file, the next start only takes longer
+                # another run may have added entries in between
                 entries = _read_entries(self.folder) | self._new
                 write_text(self.folder / STATISTICS_FILE, json.dumps(entries))
 
@@ -195,7 +198,8 @@ class _SharedMemory:
 def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
     """Combine the errors of cases into one error. A single error is returned as it is.
 
-    Several errors give a `DatasetError` that lists at most `_SHOWN_ERRORS` messages.
+    Several errors give a `DatasetError` that names the dataset's folder `root` and lists at most
+    `_SHOWN_ERRORS` messages.
     """
     if len(errors) == 1:
         return errors[0]
@@ -226,6 +230,7 @@ def _statistics_from_json(values: dict[str, Any] | None) -> CaseStatistics | Non
     arguments["reference"] = ReferenceStatistics(**arguments["reference"])
     for name in _SAMPLES:
         sample = np.frombuffer(b64decode(values[name]), "<f4")
+        # `nonzero` has one number per channel
         arguments[name] = sample.reshape(len(values["nonzero"]), -1)
     return CaseStatistics(**arguments)
 

@@ -118,15 +118,15 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
             its spacing must be wrong, or if the plan's grid has more voxels than `FileLimits`
             allows.
     """
-    view = to_canonical(volume)
-    geometry = plan_geometry(view.geometry, plan)
-    if geometry is view.geometry:
-        array = np.ascontiguousarray(view.array, np.float32)
+    oriented = to_canonical(volume)
+    geometry = plan_geometry(oriented.geometry, plan)
+    if geometry is oriented.geometry:  # nothing to resample
+        array = np.ascontiguousarray(oriented.array, np.float32)
         if not overwrite and np.may_share_memory(array, volume.array):
             array = array.copy()
         return Volume(array, geometry)
-    if max(geometry.shape) <= _MIN_VOXELS < max(view.geometry.shape):
-        spacing = describe_sides(view.geometry.spacing_mm)
+    if max(geometry.shape) <= _MIN_VOXELS < max(oriented.geometry.shape):
+        spacing = describe_sides(oriented.geometry.spacing_mm)
         raise GeometryError(
             f"{where or 'image'}: with voxels of {spacing} mm, the whole scan has only "
             f"{count(max(geometry.shape), 'voxel')} along its longest axis on the plan's grid. "
@@ -135,7 +135,7 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
         )
     check_resampled(where or "image", geometry.shape)
     # the plan's grid may extend beyond the volume, where zeros would look like air
-    array = resample_to(view.array, view.geometry, geometry, "mean", edge="extend").numpy()
+    array = resample_to(oriented.array, oriented.geometry, geometry, "mean", edge="extend").numpy()
     return Volume(array, geometry)
 
 
@@ -152,14 +152,14 @@ def to_canonical(volume: Volume) -> Volume:
     old_axes = geometry.canonical_order  # of the new axes z, y and x
     new_to_old = np.zeros((4, 4))  # from an index of the view to one of the file
     new_to_old[3, 3] = 1
-    steps = [slice(None)]  # channels keep their order
+    slices = [slice(None)]  # of the channels, which keep their order
     for new, old in enumerate(old_axes):
         # array axes are z, y, x, but rows of the affine are x, y, z
         runs_up = cosines[2 - new, old] > 0
         new_to_old[old, new] = 1 if runs_up else -1
         new_to_old[old, 3] = 0 if runs_up else geometry.shape[old] - 1
-        steps.append(slice(None, None, 1 if runs_up else -1))
-    view = volume.array.transpose([0, *(1 + axis for axis in old_axes)])[tuple(steps)]
+        slices.append(slice(None, None, 1 if runs_up else -1))
+    view = volume.array.transpose([0, *(1 + axis for axis in old_axes)])[tuple(slices)]
     return Volume(view, Geometry(view.shape[1:], geometry.affine @ new_to_old))
 
 
@@ -178,9 +178,11 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     is_sheared = np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3
     if target == list(oriented.spacing_mm) and not is_sheared:
         return oriented
-    # make the directions orthonormal; the direction of the first axis does not change
+    # Make the directions orthonormal; the direction of the first axis does not change. This is a QR
+    # decomposition.
     upper = np.linalg.cholesky(linear.T @ linear).T
     directions = linear @ np.linalg.inv(upper)
+    # the length in mm of `oriented` along each of the new directions
     extent = np.abs(directions.T @ linear) @ np.array(oriented.shape)
     shape = np.maximum(np.rint(extent / target), 1).astype(int)
     affine = np.eye(oriented.dims + 1)
@@ -217,7 +219,7 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
         upper = scheme.upper
         if scheme.scheme in ("range", "local"):
             step = math.ceil(channel.size / _MAX_SORTED)
-            sample = channel.reshape(-1)[::step]
+            sample = channel.reshape(-1)[::step]  # evenly spaced voxels
             lower, upper = np.percentile(sample, RANGE_PERCENTILES).tolist()
         if lower is not None or upper is not None:
             np.clip(channel, lower, upper, out=channel)
@@ -247,6 +249,8 @@ def _add_local_contrast(channel: NDArray[np.float32], sigma: float) -> None:
     mean = _local_mean(channel, sigma)
     variance = _local_mean(np.square(channel), sigma) - np.square(mean)
     contrast = np.subtract(channel, mean, out=mean)
+    # Rounding may give negative variances. The floor is a share of the channel's standard
+    # deviation, which is 1 here.
     contrast /= np.sqrt(variance.clip(min=0)) + np.float32(LOCAL_STD_FLOOR)
     channel += contrast
 
@@ -270,10 +274,10 @@ def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float3
     Three running means replace the Gaussian (`window_of`). The channel is mirrored at its edges.
     """
     window = window_of(sigma)
-    mean = channel
+    smoothed = channel
     for _ in range(3):
-        mean = ndimage.uniform_filter(mean, window, mode="reflect")
-    return mean
+        smoothed = ndimage.uniform_filter(smoothed, window, mode="reflect")
+    return smoothed
 
 
 def _measure_moments(channel: NDArray[np.float32], inside: Flags | None) -> tuple[float, float]:
@@ -306,7 +310,7 @@ def _iterate_slabs(channel: NDArray[np.float32], inside: Flags | None) -> Iterat
     If `inside` is None, all intensities are yielded. The rows of a slab have about `_SLAB_VOXELS`
     voxels.
     """
-    rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
-    for start in range(0, len(channel), rows):
-        slab = channel[start : start + rows]
-        yield (slab if inside is None else slab[inside[start : start + rows]]).astype(float)
+    n_rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
+    for start in range(0, len(channel), n_rows):
+        slab = channel[start : start + n_rows]
+        yield (slab if inside is None else slab[inside[start : start + n_rows]]).astype(float)

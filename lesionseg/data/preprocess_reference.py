@@ -61,12 +61,12 @@ def prepare_reference(
     instances = lesions.draw()
     if reference.ignore is not None:  # a box may contain ignored voxels
         instances[reference.ignore] = 0
-    present = lesions.labels
+    values = lesions.labels  # of each lesion or, with regions, of each lesion voxel
     if plan.labels.regions:  # a lesion of regions may have voxels of several mask values
-        present = np.ones(np.count_nonzero(instances), np.uint8)
+        values = np.ones(np.count_nonzero(instances), np.uint8)
         if reference.labels is not None:
-            present = np.asarray(reference.labels[instances > 0])
-    unknown = sorted(set(np.unique(present).tolist()) - set(mask_values))
+            values = np.asarray(reference.labels[instances > 0])
+    unknown = sorted(set(np.unique(values).tolist()) - set(mask_values))
     if unknown:
         raise ContentError(
             f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
@@ -78,21 +78,21 @@ def prepare_reference(
     if plan.labels.regions:
         label_of_id[1:] = 1
         labels = _resample_labels(
-            present, instances, reference.geometry, resampled, geometry, mask_values
+            values, instances, reference.geometry, resampled, geometry, mask_values
         )
     else:
-        channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
-        label_of_id[lesions.ids] = channels
+        label_numbers = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
+        label_of_id[lesions.ids] = label_numbers
         _restore_extents(resampled, covered, lesions, geometry)
         labels = label_of_id[resampled]
-    known = [value for value in reference.unannotated if value in mask_values]
+    unannotated = [value for value in reference.unannotated if value in mask_values]
     return Reference(
         geometry,
         labels=labels,
         instances=resampled,
         instance_labels=tuple(label_of_id[1:].tolist()),
         ignore=_find_ignored(reference, geometry, resampled, covered),
-        annotated=dict.fromkeys([mask_values.index(value) + 1 for value in known], False),
+        annotated=dict.fromkeys([mask_values.index(value) + 1 for value in unannotated], False),
     )
 
 
@@ -119,9 +119,9 @@ def _find_ignored(
     ignored = (resampled > 0) & (covered < VISIBLE_SHARE)
     if reference.ignore is not None:
         ignore = reference.ignore.astype(np.uint8)
-        is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
+        is_ignored_in_file = _read_nearest(ignore, reference.geometry, geometry) != 0
         # `_restore_lost` may have put a lesion onto an ignored voxel: the lesion has priority
-        ignored |= is_ignored & (resampled == 0)
+        ignored |= is_ignored_in_file & (resampled == 0)
     return ignored if ignored.any() else None
 
 
@@ -148,12 +148,12 @@ def _resample_labels(
     """
     label_of_value = np.zeros(max(mask_values) + 1, np.uint8)
     label_of_value[list(mask_values)] = np.arange(1, len(mask_values) + 1)
-    before = np.zeros(instances.shape, np.uint8)
-    before[instances > 0] = label_of_value[values]
-    labels = np.where(resampled > 0, _read_nearest(before, source, geometry), np.uint8(0))
+    file_labels = np.zeros(instances.shape, np.uint8)
+    file_labels[instances > 0] = label_of_value[values]
+    labels = np.where(resampled > 0, _read_nearest(file_labels, source, geometry), np.uint8(0))
     # a restored voxel may be outside of its mask: it gets the lesion's most frequent label
     for lesion in np.unique(resampled[(resampled > 0) & (labels == 0)]):
-        most_frequent = np.bincount(before[instances == lesion]).argmax()
+        most_frequent = np.bincount(file_labels[instances == lesion]).argmax()
         labels[(resampled == lesion) & (labels == 0)] = most_frequent
     return labels
 
@@ -195,19 +195,19 @@ def _read_instances(
         resampled = np.ascontiguousarray(view.array[0])
         return resampled, (resampled > 0).astype(np.float32)
     resampled = np.zeros(geometry.shape, np.int32)
-    maximum = np.zeros(geometry.shape, np.float32)
-    total = np.zeros(geometry.shape, np.float32)
+    largest_share = np.zeros(geometry.shape, np.float32)
+    covered = np.zeros(geometry.shape, np.float32)
     # `find_objects` returns the slices of the bounding box of each id; None for an absent id
-    for number, box in enumerate(ndimage.find_objects(view.array[0]), start=1):
+    for lesion_id, box in enumerate(ndimage.find_objects(view.array[0]), start=1):
         if box is not None:
-            mask = view.array[0][box] == number
+            mask = view.array[0][box] == lesion_id
             region, share = _covered_share(mask, view.geometry.crop(box), geometry)
-            is_more = share > maximum[region]
-            resampled[region][is_more] = number
-            maximum[region][is_more] = share[is_more]
-            total[region] += share
-    resampled[total < 0.5 - 1e-6] = 0  # 1e-6 for rounding in float32
-    return resampled, total
+            is_more = share > largest_share[region]
+            resampled[region][is_more] = lesion_id
+            largest_share[region][is_more] = share[is_more]
+            covered[region] += share
+    resampled[covered < 0.5 - 1e-6] = 0  # 1e-6 for rounding in float32
+    return resampled, covered
 
 
 def _covered_share(
@@ -228,6 +228,7 @@ def _covered_share(
     corners = itertools.product(*[(-0.5, n - 0.5) for n in source.shape])
     reached = geometry.to_index(source.to_mm(list(corners)))
     last_index = np.array(geometry.shape) - 1
+    # voxel i covers i ± 0.5
     first = np.floor(reached.min(axis=0) + 0.5).clip(0, last_index).astype(int)
     last = np.ceil(reached.max(axis=0) - 0.5).clip(first, last_index).astype(int)
     reached_slices = tuple(
@@ -241,7 +242,7 @@ def _covered_share(
 def _restore_lost(
     resampled: NDArray[np.int32],
     instances: NDArray[np.int32],
-    n: int,
+    highest_id: int,
     source: Geometry,
     geometry: Geometry,
 ) -> None:
@@ -253,12 +254,12 @@ def _restore_lost(
     Args:
         resampled: Lesion ids on the plan's grid.
         instances: Lesion ids on the file's grid.
-        n: The highest id.
+        highest_id: The highest id in `instances`.
         source: The file's grid.
         geometry: The plan's grid.
     """
-    present = np.bincount(resampled.reshape(-1), minlength=n + 1)
-    absent = np.flatnonzero(present[1:] == 0) + 1  # lost lesions, and ids without voxels
+    n_voxels = np.bincount(resampled.reshape(-1), minlength=highest_id + 1)
+    absent = np.flatnonzero(n_voxels[1:] == 0) + 1  # lost lesions, and ids without voxels
     if not len(absent):
         return
     voxels = np.argwhere(np.isin(instances, absent))
@@ -266,7 +267,7 @@ def _restore_lost(
     lost = np.unique(ids)
     for lesion in lost:
         centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
-        resampled[_find_free_voxel(resampled, np.atleast_2d(centre)[0])] = lesion
+        resampled[_find_free_voxel(resampled, np.atleast_2d(centre)[0])] = lesion  # one point
     logger.debug("%d lesions had no voxel on the plan's grid. Each got one.", len(lost))
 
 
@@ -298,21 +299,23 @@ def _restore_extents(
     if not len(rows):
         return
     ids = lesions.ids[rows]
+    grid_stop = [*geometry.shape, *geometry.shape]
+    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, grid_stop)
     # the voxels whose centre a box contains; along an axis without one, a single voxel
-    highest = [*geometry.shape, *geometry.shape]
-    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, highest)
-    places = [centre_slices(box, geometry.dims) for box in boxes]
-    sharing = np.flatnonzero(_find_sharing(resampled, ids, places))
-    if len(sharing):
-        is_shared = np.isin(resampled, ids[sharing]) | ((resampled == 0) & (covered > 0))
-        _draw_stripes(resampled, ids[sharing].tolist(), [places[i] for i in sharing], is_shared)
+    voxel_slices = [centre_slices(box, geometry.dims) for box in boxes]
+    redrawn = np.flatnonzero(_find_boxes_to_redraw(resampled, ids, voxel_slices))
+    if len(redrawn):
+        may_draw = np.isin(resampled, ids[redrawn]) | ((resampled == 0) & (covered > 0))
+        _draw_stripes(
+            resampled, ids[redrawn].tolist(), [voxel_slices[i] for i in redrawn], may_draw
+        )
     for i in np.flatnonzero(~np.isin(ids, resampled)).tolist():  # too many boxes share few voxels
-        centre = np.array([(side.start + side.stop - 1) / 2 for side in places[i]])
+        centre = np.array([(side.start + side.stop - 1) / 2 for side in voxel_slices[i]])
         resampled[_find_free_voxel(resampled, centre)] = ids[i]
 
 
-def _find_sharing(
-    resampled: NDArray[np.int32], ids: Integers, places: Sequence[tuple[slice, ...]]
+def _find_boxes_to_redraw(
+    resampled: NDArray[np.int32], ids: Integers, voxel_slices: Sequence[tuple[slice, ...]]
 ) -> Flags:
     """Flag the boxes `[n]` that must be drawn again, because they share voxels with other boxes.
 
@@ -323,29 +326,29 @@ def _find_sharing(
     Args:
         resampled: Lesion ids on the plan's grid.
         ids: The id of each box.
-        places: The slices of the voxels of each box.
+        voxel_slices: The slices of the voxels of each box.
     """
-    start, stop = _ends_of(places)
-    objects = ndimage.find_objects(resampled, int(ids.max()))
+    start, stop = _ends_of(voxel_slices)
+    drawn_slices = ndimage.find_objects(resampled, int(ids.max()))
     # the extent of a box without voxels: a negative length, which counts as short
-    nothing = (slice(max(resampled.shape), 0),) * resampled.ndim
-    first, last = _ends_of([objects[number - 1] or nothing for number in ids.tolist()])
+    no_voxels = (slice(max(resampled.shape), 0),) * resampled.ndim
+    first, last = _ends_of([drawn_slices[lesion_id - 1] or no_voxels for lesion_id in ids.tolist()])
     is_short = (last - first < stop - start - 1).any(axis=1)
     # a box of one voxel keeps it
     has_several = (stop - start > 1).any(axis=1)
-    is_sharing = np.zeros(len(ids), bool)
+    to_redraw = np.zeros(len(ids), bool)
     for i in np.flatnonzero(is_short).tolist():
         overlaps = ((start[i] < stop) & (start < stop[i])).all(axis=1)
         is_similar = (2 * (stop - start) >= stop[i] - start[i]).any(axis=1)
-        is_sharing |= overlaps & is_similar & has_several  # the box itself, too
-    return is_sharing
+        to_redraw |= overlaps & is_similar & has_several  # the box itself, too
+    return to_redraw
 
 
 def _draw_stripes(
     resampled: NDArray[np.int32],
     ids: Sequence[int],
-    places: Sequence[tuple[slice, ...]],
-    is_shared: Flags,
+    voxel_slices: Sequence[tuple[slice, ...]],
+    may_draw: Flags,
 ) -> None:
     """Draw boxes in place, so that overlapping boxes get alternate diagonal stripes of the overlap.
 
@@ -354,24 +357,25 @@ def _draw_stripes(
     Args:
         resampled: Lesion ids on the plan's grid.
         ids: The id of each box.
-        places: The slices of the voxels of each box.
-        is_shared: True for the voxels that may be drawn.
+        voxel_slices: The slices of the voxels of each box.
+        may_draw: True for the voxels that may be drawn.
     """
     n_boxes = np.zeros(resampled.shape, np.int32)
-    for place in places:
-        n_boxes[place] += 1
+    for box in voxel_slices:
+        n_boxes[box] += 1
     n_before = np.zeros_like(n_boxes)  # boxes of each voxel that have been drawn
-    for number, place in zip(ids, places, strict=True):
-        line = sum(np.ogrid[place])  # the sum of a voxel's indices is equal along a diagonal
-        resampled[place][is_shared[place] & (line % n_boxes[place] == n_before[place])] = number
-        n_before[place] += 1
+    for lesion_id, box in zip(ids, voxel_slices, strict=True):
+        line = sum(np.ogrid[box])  # the sum of a voxel's indices is equal along a diagonal
+        # each box gets the lines whose remainder is the number of boxes drawn before
+        resampled[box][may_draw[box] & (line % n_boxes[box] == n_before[box])] = lesion_id
+        n_before[box] += 1
 
 
 def _ends_of(
-    places: Sequence[tuple[slice, ...]],
+    voxel_slices: Sequence[tuple[slice, ...]],
 ) -> tuple[Integers, Integers]:
     """Return the starts and the stops of the slices of n boxes, as two arrays `[n, dims]`."""
-    ends = np.array([[(s.start, s.stop) for s in place] for place in places], np.int64)
+    ends = np.array([[(s.start, s.stop) for s in box] for box in voxel_slices], np.int64)
     return ends[..., 0], ends[..., 1]
 
 

@@ -23,7 +23,7 @@ INNER_SHARE = 0.75
 # draws for a background tile without lesions before one with lesions is accepted
 _BACKGROUND_DRAWS = 10
 # random numbers of a tile: a case, and for each draw a seed voxel and a position
-_NUMBERS = 6 * _BACKGROUND_DRAWS
+_NUMBERS = 6 * _BACKGROUND_DRAWS  # a draw needs 1 + 3 of them, so this is enough
 
 
 class Stream(IntEnum):
@@ -84,15 +84,17 @@ class TileSampler:
         self.settings = settings
         self.n_tiles = n_tiles
         self.seed = seed
-        self._tables = [case.lesions for case in self.cases]
-        # lesions are numbered over all cases; the lesions of case i start at _first[i]
-        self._first = np.cumsum([0, *(len(table) for table in self._tables)])
-        groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
-        self._groups = np.repeat(groups, np.diff(self._first))
-        drawn = [i for i, case in enumerate(self.cases) if case.valid_seeds != ()]
-        self._background_cases = drawn or range(len(self.cases))
-        self._table = lru_cache(maxsize=2)(self._draw_epoch)
-        self._bounds = lru_cache(maxsize=256)(self._compute_bounds)
+        self._lesions = [case.lesions for case in self.cases]
+        # lesions are numbered over all cases; the lesions of case i start at _first_lesion[i]
+        self._first_lesion = np.cumsum([0, *(len(table) for table in self._lesions)])
+        patients = np.unique([case.group for case in self.cases], return_inverse=True)[1]
+        self._patient_of_lesion = np.repeat(patients, np.diff(self._first_lesion))
+        # `valid_seeds` is None if all voxels are valid
+        with_background = [i for i, case in enumerate(self.cases) if case.valid_seeds != ()]
+        self._background_cases = with_background or range(len(self.cases))
+        # computed once per epoch, and once per case
+        self._lesion_of_tile = lru_cache(maxsize=2)(self._draw_epoch)
+        self._box_bounds = lru_cache(maxsize=256)(self._compute_bounds)
 
     def __len__(self) -> int:
         return self.n_tiles
@@ -100,9 +102,9 @@ class TileSampler:
     @property
     def mix(self) -> str:
         """A sentence for the log: the share of lesion tiles in an epoch, lesions and patients."""
-        if not len(self._groups):
+        if not len(self._patient_of_lesion):
             return f"All {self.n_tiles} tiles per epoch are background, as no case has a lesion."
-        lesions = np.bincount(self._groups)
+        lesions = np.bincount(self._patient_of_lesion)
         return (
             f"{self.settings.lesion_share:.0%} of the {self.n_tiles} tiles per epoch are around a "
             f"lesion ({lesions.sum()} lesions, {(lesions > 0).sum()} patients; at most "
@@ -114,12 +116,12 @@ class TileSampler:
 
         The same epoch and index give the same tile.
         """
-        lesion = int(self._table(epoch)[index])
-        rng = _Numbers([self.seed, epoch, index, Stream.POSITION])
-        if lesion < 0:
+        lesion = int(self._lesion_of_tile(epoch)[index])
+        rng = _RandomNumbers([self.seed, epoch, index, Stream.POSITION])
+        if lesion < 0:  # −1: a background tile
             return self._choose_background(rng)
-        case = int(np.searchsorted(self._first, lesion, side="right")) - 1
-        seeds = self._tables[case].seeds_of(lesion - int(self._first[case]))
+        case = int(np.searchsorted(self._first_lesion, lesion, side="right")) - 1
+        seeds = self._lesions[case].seeds_of(lesion - int(self._first_lesion[case]))
         centre = seeds[rng.below(len(seeds))].tolist()
         return TileChoice(case, self._start_around(case, centre, rng), "lesion")
 
@@ -130,16 +132,20 @@ class TileSampler:
         epoch gives the same result.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        table = np.full(self.n_tiles, -1, np.int64)
-        n = round(self.settings.lesion_share * self.n_tiles)
-        if n and len(self._groups):
-            lesion_tiles = _draw_indices(self.n_tiles, n, rng)
+        lesion_of_tile = np.full(self.n_tiles, -1, np.int64)
+        n_lesion_tiles = round(self.settings.lesion_share * self.n_tiles)
+        if n_lesion_tiles and len(self._patient_of_lesion):
+            lesion_tiles = _draw_indices(self.n_tiles, n_lesion_tiles, rng)
             # Systematic sampling of the shuffled lesions chooses each about equally often.
-            lesions = rng.permutation(len(self._groups))
-            table[lesion_tiles] = rng.permutation(lesions[_draw_indices(len(lesions), n, rng)])
-        return table
+            lesions = rng.permutation(len(self._patient_of_lesion))
+            lesion_of_tile[lesion_tiles] = rng.permutation(
+                lesions[_draw_indices(len(lesions), n_lesion_tiles, rng)]
+            )
+        return lesion_of_tile
 
-    def _start_around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
+    def _start_around(
+        self, case: int, centre: Sequence[int], rng: "_RandomNumbers"
+    ) -> tuple[int, ...]:
         """Draw the first voxel of a tile that contains the voxel `centre` in its inner region.
 
         The inner region is `INNER_SHARE` of the tile along each axis. A tile that extends beyond
@@ -150,7 +156,7 @@ class TileSampler:
         start = [int(c) - offset for c, offset in zip(centre, offsets, strict=True)]
         return clip_start(start, self.cases[case].shape, self.tile_shape)
 
-    def _choose_background(self, rng: "_Numbers") -> TileChoice:
+    def _choose_background(self, rng: "_RandomNumbers") -> TileChoice:
         """Choose a random tile of a random case, if possible without lesions.
 
         If a tile overlaps a lesion's box, another position is drawn, up to `_BACKGROUND_DRAWS`
@@ -158,7 +164,7 @@ class TileSampler:
         give background tiles.
         """
         case = self._background_cases[rng.below(len(self._background_cases))]
-        start: tuple[int, ...] = ()
+        start: tuple[int, ...] = ()  # replaced by the first draw
         for _ in range(_BACKGROUND_DRAWS):
             start = self._random_start(case, rng)
             if not self._overlaps_lesion(case, start):
@@ -170,9 +176,9 @@ class TileSampler:
         # The tile overlaps a box if box start − tile shape < start < box stop along every axis.
         # With −start in addition, this is a single comparison with the bounds.
         signed = np.array((*start, *(-s for s in start)))
-        return bool((self._bounds(case) < signed).all(axis=1).any())
+        return bool((self._box_bounds(case) < signed).all(axis=1).any())
 
-    def _random_start(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
+    def _random_start(self, case: int, rng: "_RandomNumbers") -> tuple[int, ...]:
         """Draw the first voxel of a random tile within the volume of a case.
 
         In a case with ignored voxels, the tile contains a random valid background voxel in its
@@ -183,7 +189,8 @@ class TileSampler:
         if seeds:
             return self._start_around(case, seeds[rng.below(len(seeds))], rng)
         max_start = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
-        return clip_start([rng.below(r + 1) for r in max_start], shape, self.tile_shape)
+        # `clip_start` centres a volume that is shorter than the tile
+        return clip_start([rng.below(n + 1) for n in max_start], shape, self.tile_shape)
 
     def _compute_bounds(self, case: int) -> Integers:
         """Compute the lower bounds of (start, −start) for tiles that overlap a lesion's box.
@@ -194,23 +201,23 @@ class TileSampler:
         Returns:
             For each lesion of the case, the right sides of these inequations `[lesions, 2·dims]`.
         """
-        boxes = self._tables[case].boxes
+        boxes = self._lesions[case].boxes
         dims = len(self.tile_shape)
         return np.concatenate([boxes[:, :dims] - self.tile_shape, -boxes[:, dims:]], axis=1)
 
 
-class _Numbers:
+class _RandomNumbers:
     """The random numbers of a tile, drawn in one call, because single draws would be slow.
 
     There are `_NUMBERS` of them, which a tile never uses up.
     """
 
     def __init__(self, seed: Sequence[int]) -> None:
-        self._left = iter(np.random.default_rng(seed).random(_NUMBERS).tolist())
+        self._unused = iter(np.random.default_rng(seed).random(_NUMBERS).tolist())
 
     def below(self, n: int) -> int:
         """Convert the next random number to a random integer from 0 to n−1, and return it."""
-        return int(next(self._left) * n)
+        return int(next(self._unused) * n)
 
 
 def _draw_indices(n_indices: int, n: int, rng: np.random.Generator) -> Integers:

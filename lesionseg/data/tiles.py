@@ -96,23 +96,23 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         transform: Transform | Sequence[Transform] = (),
         channel_dropout: float = 0.0,
     ) -> None:
-        chain = []
+        transforms = []
         if augmentation is not None:
-            chain += [
+            transforms += [
                 build_transform(add_mask_keys(spec), "augment.extra") for spec in augmentation.extra
             ]
         if callable(transform):
-            chain.append(transform)
+            transforms.append(transform)
         else:
-            chain += transform
-        super().__init__(range(n_tiles), chain)  # the data of an item is its number
+            transforms += transform
+        super().__init__(range(n_tiles), transforms)  # the data of an item is its number
         self.cases = tuple(cases)
         self.plan = plan
         self.n_tiles = n_tiles
         self.seed = seed
         self.sampling = sampling or SamplingConfig.of()
         self.augmentation = augmentation
-        self._is_partial = any(case.unannotated for case in self.cases)
+        self._lacks_annotations = any(case.unannotated for case in self.cases)
         self.channel_dropout = channel_dropout
         if channel_dropout and not plan.may_lack:
             raise ConfigError(
@@ -159,10 +159,12 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         if self.transform.transforms:
             epoch, number = divmod(index, self.n_tiles)
             generator = tile_generator(self.seed, epoch, number, Stream.TRANSFORMS)
+            # seeds of MONAI and NumPy have 32 bits
             item = run_on_tile(self.transform, item, generator.initial_seed() % 2**32)
+            # a transform may have changed an empty channel
             for channel in raw.change.missing:
                 item["image"][channel] = 0
-        if self._is_partial:
+        if self._lacks_annotations:
             labels = range(1, len(self.plan.labels) + 1)
             item["unannotated"] = torch.tensor([k in case.unannotated for k in labels])
         return item
@@ -173,10 +175,10 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         The elastic deformation is not included, because it is not affine.
         """
         dims = self.plan.dims
-        tile = np.eye(dims + 1)
-        tile[:dims] = raw.change.spatial.matrix(self.plan.tile_shape)
-        tile[:dims, dims] += raw.choice.start
-        return self.cases[raw.choice.case].geometry.affine @ tile
+        to_volume = np.eye(dims + 1)  # from an index of the tile to one of the volume
+        to_volume[:dims] = raw.change.spatial.matrix(self.plan.tile_shape)
+        to_volume[:dims, dims] += raw.choice.start
+        return self.cases[raw.choice.case].geometry.affine @ to_volume
 
     def raw(self, number: int) -> RawTile:
         """Read tile `number` and draw its changes, which `finish` then applies.
@@ -222,7 +224,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             change = self._augmenter.draw(generator)
         if self.channel_dropout:
             draw = RandomDraws(tile_generator(self.seed, epoch, index, Stream.CHANNEL_DROPOUT))
-            if draw.happens(self.channel_dropout):
+            if draw.happens(self.channel_dropout):  # then a random channel is missing
                 change = replace(change, missing=(draw.seed() % len(self.plan.channel_names),))
         return change
 
@@ -258,14 +260,14 @@ def _read_masks(
     is_in_tile = (low < high).all(axis=1)
     if not is_in_tile.any():
         return labels, instances
-    source = case.instances
+    id_map = case.instances
     label_of_id = lesions.label_of_id()
     # a lesion of several labels needs the map of labels
     label_map = case.labels if case.is_mixed else None
     for first, last in zip(low[is_in_tile], high[is_in_tile], strict=True):
         in_volume = tuple(map(slice, first.tolist(), last.tolist()))
         in_tile = tuple(map(slice, (first - tile_start).tolist(), (last - tile_start).tolist()))
-        ids = source[in_volume]
+        ids = id_map[in_volume]
         instances[in_tile] = ids
         labels[in_tile] = label_of_id[ids] if label_map is None else label_map[in_volume]
     return labels, instances

@@ -107,7 +107,7 @@ def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[in
         target.append(slice(low - first, high - first))
     inside = array[tuple(source)]
     if inside.shape[-len(tile_shape) :] == tuple(tile_shape):
-        return np.array(inside)
+        return np.array(inside)  # a copy in memory
     tile = np.zeros((*inside.shape[: -len(tile_shape)], *tile_shape), array.dtype)
     if inside.size:
         tile[tuple(target)] = inside
@@ -120,8 +120,8 @@ def _compute_padding(n: int, tile: int) -> tuple[int, int]:
     `n` and `tile` are the lengths of the axis and of the tile in voxels. If the number of voxels to
     add is odd, one more is added after the axis.
     """
-    missing = max(tile - n, 0)
-    return missing // 2, missing - missing // 2
+    n_added = max(tile - n, 0)
+    return n_added // 2, n_added - n_added // 2
 
 
 def _space_starts(n: int, tile: int, overlap: float) -> list[int]:
@@ -130,5 +130,5 @@ def _space_starts(n: int, tile: int, overlap: float) -> list[int]:
     The number of tiles is the smallest for which neighbours overlap by at least `overlap`, a share
     of the tile.
     """
-    step = max(tile * (1 - overlap), 1.0)
+    step = max(tile * (1 - overlap), 1.0)  # the largest distance of two tiles
     return [int(s) for s in np.linspace(0, n - tile, math.ceil((n - tile) / step) + 1).round()]

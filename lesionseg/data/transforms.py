@@ -55,12 +55,12 @@ def check_transforms(prepare: Sequence[TransformSpec], augment: Sequence[Transfo
 def _is_random(transform: Any) -> bool:
     """Return True if a transform draws random numbers.
 
-    MONAI's random transforms have the base class `RandomizableTrait`. A `Compose` is random if one
-    of its transforms is random.
+    MONAI's random transforms have the base class `RandomizableTrait`. So has every `Compose`, which
+    is therefore random only if one of its transforms is random.
     """
     from monai.transforms import Compose, RandomizableTrait
 
-    if type(transform) is Compose:
+    if type(transform) is Compose:  # not `OneOf` and other subclasses, which choose at random
         return any(map(_is_random, transform.transforms))
     return isinstance(transform, RandomizableTrait)
 
@@ -124,8 +124,8 @@ def _find_targets(value: Any) -> Iterator[str]:
             yield str(value[TARGET])
         yield from _find_targets(list(value.values()))
     elif isinstance(value, Iterable):
-        for part in value:
-            yield from _find_targets(part)
+        for item in value:
+            yield from _find_targets(item)
 
 
 def _is_intensity_transform(target: str) -> bool:
@@ -155,7 +155,7 @@ def add_mask_keys(spec: TransformSpec) -> TransformSpec:
     keys = spec.get("keys")
     if not isinstance(keys, list | tuple) or "label" not in keys or "instances" in keys:
         return extended
-    extended["keys"] = [*keys, *MASKS[1:]]
+    extended["keys"] = [*keys, *MASKS[1:]]  # all masks except `label`
     for name in _PER_KEY:
         values = spec.get(name)
         if isinstance(values, list | tuple) and len(values) == len(keys):
@@ -218,8 +218,8 @@ def try_on_tile(specs: Sequence[TransformSpec], tile: TileItem) -> None:
     transforms: list[Transform] = []
     for spec in specs:
         target = import_target(spec[TARGET], "augment.extra")
-        certain = {**spec, "prob": 1.0} if "prob" in (parameters_of(target) or {}) else spec
-        transforms.append(build_transform(add_mask_keys(certain), "augment.extra"))
+        applied_spec = {**spec, "prob": 1.0} if "prob" in (parameters_of(target) or {}) else spec
+        transforms.append(build_transform(add_mask_keys(applied_spec), "augment.extra"))
     run_on_tile(Compose(transforms), tile, seed=0)
 
 
@@ -244,6 +244,7 @@ def run_on_volume(specs: Sequence[TransformSpec], volume: Volume, where: str | N
         raise ConfigError(
             f"{setting}: a transform moved the image. Use only transforms that change intensities."
         )
+    # an ordinary tensor instead of MONAI's, to convert it to NumPy
     return Volume(torch.Tensor.as_subclass(image, Tensor).numpy(), volume.geometry, volume.valid)
 
 
@@ -260,10 +261,10 @@ def _run_chain(chain: "Compose", item: TileItem, where: str) -> TileItem:
     from monai.data import MetaTensor
 
     try:
-        result = chain(dict(item))
+        result = chain(dict(item))  # a copy, because some transforms change the dictionary
         results = {key: torch.as_tensor(result[key]) for key in item}
     except Exception as error:
-        cause = error.__cause__ or error
+        cause = error.__cause__ or error  # MONAI wraps the error of a transform
         raise ConfigError(
             f"{where}: a transform of {', '.join(item)} failed ({cause!r}). Correct its arguments."
         ) from error
@@ -290,14 +291,14 @@ def _seed_globally(seed: int) -> Iterator[None]:
     Some transforms draw from these generators and cannot be seeded otherwise. The generators of a
     GPU stay unchanged.
     """
-    python = random.getstate()
-    numpy = np.random.get_state()  # noqa: NPY002  (other libraries use it)
-    with torch.random.fork_rng(devices=()):
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002  (other libraries use it)
+    with torch.random.fork_rng(devices=()):  # () leaves out GPUs
         torch.default_generator.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -78,21 +78,21 @@ def nearest_cells(
     cells_along = []
     squares_along = []
     for axis, (n, stride) in enumerate(zip(level.shape, level.stride, strict=True)):
-        width = min(k, n)
+        n_near = min(k, n)
         position = points[:, axis] / stride - 0.5  # in cells
-        first = (position - (width - 1) / 2).round().clamp(0, n - width)
-        cells = first[:, None].long() + torch.arange(width, device=points.device)
+        first = (position - (n_near - 1) / 2).round().clamp(0, n - n_near)
+        cells = first[:, None].long() + torch.arange(n_near, device=points.device)
         cells_along.append(cells)
         squares_along.append(((cells - position[:, None]) * stride).square())
     # Combine the axes by broadcasting: `[m, k, k, …]`, with at most k cells along each axis.
-    number = torch.zeros((len(points),) + (1,) * dims, dtype=torch.int64, device=points.device)
-    distance = torch.zeros(number.shape, dtype=points.dtype, device=points.device)
+    flat_index = torch.zeros((len(points),) + (1,) * dims, dtype=torch.int64, device=points.device)
+    squared_distance = torch.zeros(flat_index.shape, dtype=points.dtype, device=points.device)
     for axis, n in enumerate(level.shape):
-        view = [len(points)] + [-1 if a == axis else 1 for a in range(dims)]
-        number = number * n + cells_along[axis].view(view)
-        distance = distance + squares_along[axis].view(view)
-    order = torch.argsort(distance.flatten(1), dim=1, stable=True)[:, :k]
-    return number.flatten(1).gather(1, order)
+        shape = [len(points)] + [-1 if a == axis else 1 for a in range(dims)]
+        flat_index = flat_index * n + cells_along[axis].view(shape)
+        squared_distance = squared_distance + squares_along[axis].view(shape)
+    order = torch.argsort(squared_distance.flatten(1), dim=1, stable=True)[:, :k]
+    return flat_index.flatten(1).gather(1, order)
 
 
 def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
@@ -124,14 +124,14 @@ def _nearest_anchors(levels: Sequence[AnchorLevel], centres: Tensor) -> Tensor:
     Returns:
         Rows in the result of `grid_anchors`, `[m, k]`.
     """
-    first = 0  # the row of the level's first anchor
-    numbers = []
+    first_row = 0  # the row of the level's first anchor
+    rows = []
     for level in levels:
         cells = nearest_cells(level, centres, N_NEAREST)
-        shapes = torch.arange(len(level.sizes), device=centres.device)
-        numbers.append((cells[..., None] * len(shapes) + shapes).flatten(1) + first)
-        first += level.n_anchors
-    return torch.cat(numbers, dim=1)
+        size_index = torch.arange(len(level.sizes), device=centres.device)
+        rows.append((cells[..., None] * len(size_index) + size_index).flatten(1) + first_row)
+        first_row += level.n_anchors
+    return torch.cat(rows, dim=1)
 
 
 def assign_atss(
@@ -163,33 +163,36 @@ def assign_atss(
     if len(boxes) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     candidates = _nearest_anchors(levels, split_box(boxes.float())[0])
+    # the lesion of each candidate, `[m, k]` as `candidates`
     owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()]).view_as(candidates)
     # the deviation without Bessel's correction, which would divide by 0 for a single candidate
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
     # an anchor belongs to the lesion with the highest overlap; if several are equal, to the first
     positive_overlap = torch.where((overlap >= threshold[:, None]) & (overlap > 0), overlap, 0)
-    flat = candidates.flatten()
-    no_lesion = len(boxes)
+    flat_candidates = candidates.flatten()
+    no_lesion = len(boxes)  # above all rows, so that `amin` prefers a lesion
     best = torch.zeros(len(anchors), device=overlap.device).scatter_reduce_(
-        0, flat, positive_overlap.flatten(), "amax"
+        0, flat_candidates, positive_overlap.flatten(), "amax"
     )
     is_best = (positive_overlap > 0) & (positive_overlap == best[candidates])
     lesion = torch.full((len(anchors),), no_lesion, device=owner.device)
-    lesion.scatter_reduce_(0, flat, torch.where(is_best, owner, no_lesion).flatten(), "amin")
+    lesion.scatter_reduce_(
+        0, flat_candidates, torch.where(is_best, owner, no_lesion).flatten(), "amin"
+    )
     assigned = torch.where(lesion < no_lesion, lesion, BACKGROUND)
-    _assign_missed_lesions(assigned, candidates, overlap, box_volume(boxes) > 0)
+    _assign_missed_lesions(assigned, candidates, overlap, exists=box_volume(boxes) > 0)
     return assigned
 
 
 def _assign_missed_lesions(
     assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor
 ) -> None:
-    """Assign an anchor to every lesion that has none, in best.
+    """Assign an anchor to every lesion that has none, in place.
 
     The lesion gets the free candidate with the highest IoU. A candidate is free if it is not the
-    only anchor of another lesion. Lesions with the highest IoU come first. A lesion missed a free
-    candidate stays missed an anchor.
+    only anchor of another lesion. Lesions with the highest IoU come first. A lesion without a free
+    candidate remains without an anchor.
 
     Args:
         assigned: The row of the lesion of each anchor `[n]`, or `BACKGROUND`.
@@ -197,16 +200,16 @@ def _assign_missed_lesions(
         overlap: IoU of the candidates `[m, k]`.
         exists: False for rows of zeros, which are no lesions `[m]`.
     """
-    # number of anchors of each lesion; the count of the background, which comes first, is removed
-    counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
-    missed = (exists & (counts == 0)).nonzero()[:, 0]
+    # the number of anchors of each lesion: + 1, because the background (−1) is counted first
+    n_anchors = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
+    missed = (exists & (n_anchors == 0)).nonzero()[:, 0]
     for lesion in missed[torch.argsort(overlap.amax(1)[missed], descending=True, stable=True)]:
-        row = candidates[lesion]
-        owner = assigned[row]
-        free = (owner < 0) | (counts[owner.clamp(min=0)] > 1)
-        best = torch.where(free, overlap[lesion], -1).argmax()
-        if free[best]:
-            if owner[best] >= 0:
-                counts[owner[best]] -= 1
-            counts[lesion] += 1
-            assigned[row[best]] = lesion
+        anchors = candidates[lesion]
+        lesion_of_anchor = assigned[anchors]
+        is_free = (lesion_of_anchor < 0) | (n_anchors[lesion_of_anchor.clamp(min=0)] > 1)
+        best = torch.where(is_free, overlap[lesion], -1).argmax()
+        if is_free[best]:
+            if lesion_of_anchor[best] >= 0:
+                n_anchors[lesion_of_anchor[best]] -= 1
+            n_anchors[lesion] += 1
+            assigned[anchors[best]] = lesion

@@ -27,5 +27,6 @@ def block_maxima(array: NDArray[T], block: Sequence[int]) -> NDArray[T]:
     rows = range(0, len(array), block[0])
     highest: NDArray[T] = np.stack([array[row : row + block[0]].max(axis=0) for row in rows])
     for axis, width in enumerate(block[1:], start=1):
+        # `reduceat` reduces from each start to the next one
         highest = np.maximum.reduceat(highest, np.arange(0, highest.shape[axis], width), axis=axis)
     return highest

@@ -31,6 +31,7 @@ def box_volume(boxes: Float[Tensor, "*n two_d"]) -> Float[Tensor, "*n"]:
 
 def is_degenerate(boxes: Float[Tensor, "n two_d"]) -> Tensor:
     """Return a boolean tensor `[n]`: True for boxes with a NaN or infinity, or without volume."""
+    # `nan_to_num` only keeps NaN out of the volumes
     return ~torch.isfinite(boxes).all(-1) | (box_volume(boxes.nan_to_num()) <= 0)
 
 
@@ -96,14 +97,14 @@ def overlapping_pairs(
         Three arrays `[pairs]`: row in `boxes`, row in `others`, and IoU, which is above 0. Pairs
         are sorted by row in `boxes`, then by row in `others`.
     """
-    found = [np.zeros((3, 0))]
+    columns = [np.zeros((3, 0))]
     step = max(1, _MAX_PAIRS // max(len(others), 1))  # the whole table may not fit into memory
     for first in range(0, len(boxes), step):
-        part = slice(first, first + step)
-        iou = box_iou(boxes[part], others).numpy()
-        row, other = np.nonzero((labels[part, np.newaxis] == other_labels) & (iou > 0))
-        found.append(np.stack([first + row, other, iou[row, other]]))
-    rows, other_rows, ious = np.concatenate(found, axis=1)
+        chunk = slice(first, first + step)
+        iou = box_iou(boxes[chunk], others).numpy()
+        row, other = np.nonzero((labels[chunk, np.newaxis] == other_labels) & (iou > 0))
+        columns.append(np.stack([first + row, other, iou[row, other]]))
+    rows, other_rows, ious = np.concatenate(columns, axis=1)
     return rows.astype(np.int64), other_rows.astype(np.int64), ious
 
 
@@ -220,10 +221,10 @@ def tile_boxes(
     voxels = flat.nonzero()[:, 0]  # flat indices of all lesion voxels of the batch
     tile = voxels // shape.numel()
     ids = flat[voxels].long()
-    width = int(ids.max()) + 1 if len(ids) else 1
+    n_ids = int(ids.max()) + 1 if len(ids) else 1
     # One key per lesion, ascending by tile, then id. `owner` is the index of each voxel's lesion.
-    keys, owner = torch.unique(tile * width + ids, return_inverse=True)
-    row_of_lesion, m = _rows_of_lesions(keys // width, n_tiles)
+    keys, owner = torch.unique(tile * n_ids + ids, return_inverse=True)
+    row_of_lesion, m = _rows_of_lesions(keys // n_ids, n_tiles)
     rows = row_of_lesion[owner]  # the output row of each voxel
 
     def reduce_rows(values: Tensor, how: str) -> Tensor:
@@ -243,8 +244,9 @@ def tile_boxes(
         low.append(reduce_rows(coordinate, "amin"))
         high.append(reduce_rows(coordinate + 1, "amax"))
     highest_id = reduce_rows(ids, "amax")  # 0 for a row without a lesion
-    found = torch.where(highest_id > 0, labels.flatten()[reduce_rows(voxels, "amin")].long(), 0)
-    return torch.stack([*low, *high], dim=1).float().view(n_tiles, m, -1), found.view(n_tiles, m)
+    # the label of the first voxel of each row's lesion
+    label = torch.where(highest_id > 0, labels.flatten()[reduce_rows(voxels, "amin")].long(), 0)
+    return torch.stack([*low, *high], dim=1).float().view(n_tiles, m, -1), label.view(n_tiles, m)
 
 
 def _rows_of_lesions(

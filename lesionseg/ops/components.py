@@ -35,7 +35,7 @@ def label_components(mask: Flags) -> NDArray[np.int32]:
     >>> label_components(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).tolist()
     [[1, 0, 0, 2], [0, 1, 0, 2]]
     """
-    return lesion_instances(np.asarray(mask, np.uint8))[0]
+    return lesion_instances(np.asarray(mask, np.uint8))[0]  # one label value, 1
 
 
 def lesion_instances(
@@ -67,10 +67,10 @@ def lesion_instances(
         )
     # cc3d refuses read-only arrays such as Pillow's. It numbers components by their first voxels.
     array = np.require(labels, dtype=labels.dtype.newbyteorder("="), requirements=["C", "W"])
-    found = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
-    index = nonzero_voxels(found)
-    _, first = np.unique(found.reshape(-1)[index], return_index=True)
-    return found.astype(np.int32, copy=False), tuple(array.reshape(-1)[index[first]].tolist())
+    ids = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
+    voxels = nonzero_voxels(ids)
+    _, first = np.unique(ids.reshape(-1)[voxels], return_index=True)
+    return ids.astype(np.int32, copy=False), tuple(array.reshape(-1)[voxels[first]].tolist())
 
 
 class GroupedVoxels(NamedTuple):
@@ -167,7 +167,12 @@ def lesions_of(reference: Reference) -> Lesions:
         boxes = None  # the boxes do not belong to these lesions
     ids = np.arange(1, len(labels) + 1)
     lesions = measure_instances(
-        reference.geometry, ids, labels, boxes, reference.instances, reference.ignore
+        reference.geometry,
+        ids,
+        labels,
+        boxes,
+        instances=reference.instances,
+        ignore=reference.ignore,
     )
     if reference.ignore is None:
         return lesions
@@ -186,7 +191,9 @@ def candidates_of(prediction: Prediction, ignore: Flags | None = None) -> Lesion
     ids = np.array([c.id for c in candidates], np.int64)
     labels = [c.label for c in candidates]
     instances = prediction.instances
-    lesions = measure_instances(prediction.geometry, ids, labels, boxes, instances, ignore)
+    lesions = measure_instances(
+        prediction.geometry, ids, labels, boxes, instances=instances, ignore=ignore
+    )
     return replace(lesions, instances=instances)
 
 
@@ -216,12 +223,12 @@ def unscored_prediction(
     else:
         label_of = np.ones(int(instances.max(initial=0)) + 1, np.int64)
         inside = (instances > 0) & (labels > 0)
-        numbers, first = np.unique(instances[inside], return_index=True)
-        label_of[numbers] = labels[inside][first]
+        labelled_ids, first = np.unique(instances[inside], return_index=True)
+        label_of[labelled_ids] = labels[inside][first]
         of_instance = tuple(label_of[1:].tolist())
     ids = np.arange(1, len(of_instance) + 1)
     # ids without voxels, such as 2 if the mask contains 1 and 3, have no row
-    lesions = measure_instances(geometry, ids, of_instance, None, instances)
+    lesions = measure_instances(geometry, ids, of_instance, boxes=None, instances=instances)
     candidates = []
     pairs = zip(lesions.ids.tolist(), lesions.labels.tolist(), strict=True)
     for row, (number, label) in enumerate(pairs):
@@ -302,7 +309,7 @@ def _measure_components(
         labels = np.where(ignore, 0, labels)
     instances, of_instance = lesion_instances(labels)
     ids = np.arange(1, len(of_instance) + 1)
-    return measure_instances(geometry, ids, of_instance, None, instances)
+    return measure_instances(geometry, ids, of_instance, boxes=None, instances=instances)
 
 
 def _drop_ignored(
@@ -324,8 +331,8 @@ def _drop_ignored(
     with_mask = set() if instances is None else set(present_values(instances))
     is_kept = lesions.has_voxels.copy()
     for row in np.flatnonzero(~is_kept):
-        part = ignore[centre_slices(lesions.boxes[row], ignore.ndim)]
-        is_ignored = part.size > 0 and bool(part.all())
+        ignore_in_box = ignore[centre_slices(lesions.boxes[row], ignore.ndim)]
+        is_ignored = ignore_in_box.size > 0 and bool(ignore_in_box.all())
         is_kept[row] = not is_ignored and int(lesions.ids[row]) not in with_mask
     return replace(
         lesions,
@@ -400,7 +407,7 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
            [False, False, False]])
     """
     inside = np.zeros(shape, bool)
-    added = np.zeros(shape, bool)  # on outlines, or in the middle of small polygons
+    near_or_small = np.zeros(shape, bool)  # on outlines, or in the middle of small polygons
     x = np.arange(shape[1])
     for corners in filter(len, polygons):
         is_odd = np.zeros(shape, bool)
@@ -410,16 +417,17 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
             low, high = sorted((start.imag, end.imag))
             rows = slice(*np.clip((np.floor(low), np.ceil(high) + 1), 0, shape[0]).astype(int))
             y = np.arange(shape[0])[rows, np.newaxis]
-            side = (end - start) or 1e-9  # a repeated corner
+            side = (end - start) or 1e-9  # for a repeated corner, no division by 0
             # each centre in the system in which the side leads from 0 to 1
             centres = (x + 1j * y - start) / side
             is_near[rows] |= np.abs((centres - centres.real.clip(0, 1)) * side) <= _ON_OUTLINE
-            has_row = (start.imag <= y) != (end.imag <= y)
-            is_odd[rows] ^= has_row & (centres.imag * side.imag <= 0)
+            crosses_row = (start.imag <= y) != (end.imag <= y)
+            # a ray to the left crosses the side if the centre is to the right of it
+            is_odd[rows] ^= crosses_row & (centres.imag * side.imag <= 0)
         inside ^= is_odd
-        added |= is_near
+        near_or_small |= is_near
         if not (is_odd | is_near).any():
             middle = np.rint(corners.mean(axis=0)).astype(int)
             if ((middle >= 0) & (middle < shape)).all():
-                added[tuple(middle)] = True
-    return inside | added  # after all polygons, in whatever order the file states them
+                near_or_small[tuple(middle)] = True
+    return inside | near_or_small  # after all polygons, in whatever order the file states them

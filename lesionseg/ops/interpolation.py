@@ -132,16 +132,17 @@ def resample_slabs(
         GeometryError: If the grids have different numbers of axes.
     """
     matrix = index_matrix(source, target)
-    whole = np.rint(matrix)
-    is_exact = _largest_drift(matrix, whole, target.shape) < _TOLERANCE_VOX
+    rounded = np.rint(matrix)
+    # a matrix of whole numbers hits voxel centres exactly
+    is_exact = _largest_drift(matrix, rounded, target.shape) < _TOLERANCE_VOX
     if is_exact:
-        matrix = whole
+        matrix = rounded
     axes = _find_parallel_axes(matrix[:-1, :-1], target.shape)
     for start in range(0, target.shape[0], n_rows):
         rows = slice(start, min(start + n_rows, target.shape[0]))
         shape = (rows.stop - start, *target.shape[1:])
         slab_matrix = matrix.copy()  # from indices of the slab to indices of the array
-        slab_matrix[:-1, -1] += start * matrix[:-1, 0]
+        slab_matrix[:-1, -1] += start * matrix[:-1, 0]  # row 0 of the slab is row `start`
         # the slab needs the indices from `lowest` to `highest`; the array may lack some of them
         lowest, highest = _find_input_range(slab_matrix, shape)
         last_index = np.array(source.shape) - 1
@@ -195,7 +196,7 @@ def _largest_drift(matrix: Numbers, other: Numbers, out_shape: Sequence[int]) ->
         other: Another such affine.
         out_shape: Shape of the output.
     """
-    last_index = np.array([*(n - 1 for n in out_shape), 1.0])
+    last_index = np.array([*(n - 1 for n in out_shape), 1.0])  # 1 for the offset
     return float((np.abs(matrix - other)[:-1] @ last_index).max())
 
 
@@ -237,6 +238,7 @@ def _find_input_range(matrix: Numbers, shape: Sequence[int]) -> tuple[Integers, 
         matrix: Affine from output indices to input indices.
         shape: Shape of the output.
     """
+    # an affine map reaches its extremes at the corners
     corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
     mapped = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
     lowest = np.floor(mapped.min(axis=0)).astype(np.int64) - 1
@@ -287,6 +289,7 @@ class _Resampling:
         """
         if self.parallel is None:
             return self._sample_voxels(piece, how)
+        # axis 0 of `piece` contains the channels
         piece = piece.permute([0] + [1 + axis for axis in self.parallel])
         for axis, input_axis in enumerate(self.parallel):
             ratio = float(abs(self.matrix[input_axis, axis]))  # input voxels per output voxel
@@ -324,6 +327,7 @@ class _Resampling:
             coordinates = self._coordinates(offset)
             pairs = zip(coordinates, piece.shape[1:], strict=True)
             inside = np.logical_and.reduce([_is_inside(x, n, self.reach) for x, n in pairs])
+            # `share` treats the array as constant within its voxels
             sample_at = _sample_nearest if how in ("nearest", "share") else _sample_linear
             return sample_at(piece, coordinates).masked_fill(~_as_tensor(inside, piece.device), 0)
 
@@ -349,9 +353,10 @@ class _Resampling:
         if how in ("linear", "nearest"):
             return [(0.0,) * len(self.out_shape)]
         lengths = np.abs(self.matrix[:-1, :-1]).max(axis=0)  # of an output voxel, in input voxels
+        # divided by `_COARSER`, so that a length of 1.0001 needs one sample
         n_samples = np.maximum(np.ceil(lengths / _COARSER).astype(int), 3 if how == "share" else 1)
-        lines = [(np.arange(n) + 0.5) / n - 0.5 for n in n_samples]
-        return list(itertools.product(*[line.tolist() for line in lines]))
+        offsets_along = [(np.arange(n) + 0.5) / n - 0.5 for n in n_samples]
+        return list(itertools.product(*[offsets.tolist() for offsets in offsets_along]))
 
     def _coordinates(self, offset: Sequence[float]) -> list[Numbers]:
         """Return the input coordinates of a position within each output voxel.
@@ -360,10 +365,10 @@ class _Resampling:
         `[*out_shape]` for each input axis.
         """
         grid = np.ogrid[tuple(slice(0, n) for n in self.out_shape)]
-        index = [i + part for i, part in zip(grid, offset, strict=True)]
+        positions = [i + shift for i, shift in zip(grid, offset, strict=True)]
         coordinates = []
         for row in self.matrix[:-1]:
-            x = sum(factor * i for factor, i in zip(row[:-1], index, strict=True)) + row[-1]
+            x = sum(factor * i for factor, i in zip(row[:-1], positions, strict=True)) + row[-1]
             coordinates.append(_round_coordinates(np.asarray(x)))
         return coordinates
 
@@ -395,16 +400,17 @@ def _average_around(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tenso
     touches at most `ceil(ratio) + 1` voxels, which are added one after the other.
     """
     n = array.shape[axis]
+    # voxel i of the array covers i ± 0.5
     low = np.clip(x - ratio / 2, -0.5, n - 0.5)
     high = np.clip(x + ratio / 2, -0.5, n - 0.5)
-    total = np.maximum(high - low, _ROUNDING_VOX)
+    length = np.maximum(high - low, _ROUNDING_VOX)  # not 0 for an interval outside the array
     first = np.floor(low + 0.5).astype(np.int64)  # the voxel that contains `low`
     shape = [len(x) if a == axis else m for a, m in enumerate(array.shape)]
     mean = array.new_zeros(shape, dtype=torch.float32)
-    for number in range(math.ceil(ratio) + 1):
-        voxel = first + number
+    for step in range(math.ceil(ratio) + 1):
+        voxel = first + step
         covered = np.minimum(high, voxel + 0.5) - np.maximum(low, voxel - 0.5)
-        share = np.clip(covered, 0, None) / total
+        share = np.clip(covered, 0, None) / length
         if share.any():
             values = gather_along(array, axis, np.minimum(voxel, n - 1)).float()
             mean += values * _broadcast_along(array, axis, share.astype(np.float32))
@@ -440,7 +446,7 @@ class Neighbours:
                 for the two voxels of linear interpolation.
         """
         if order == NEAREST:
-            first = np.clip(np.floor(x + 0.5), 0, n - 1)
+            first = np.clip(np.floor(x + 0.5), 0, n - 1)  # not `rint`, which rounds 0.5 to 0
             second = first
             weight = np.zeros(len(x))
         else:
@@ -500,7 +506,7 @@ def _sample_linear(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
     """
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
     # grid_sample expects coordinates from −1 to 1, last axis first
-    scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
+    scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]  # max: an axis of one voxel
     grid = _as_tensor(np.stack(scaled, axis=-1).astype(np.float32), array.device)
     sampled = functional.grid_sample(
         array[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True
@@ -535,7 +541,7 @@ def _round_coordinates(x: Numbers) -> Numbers:
 
     Integers stay exactly integers.
     """
-    per_unit = round(1 / _ROUNDING_VOX)
+    per_unit = round(1 / _ROUNDING_VOX)  # 100 000
     # a product with 1e-5 would turn 3 into 3.0000000000000004, and touch the next voxel
     return np.round(x * per_unit) / per_unit
 
@@ -597,18 +603,20 @@ def resize(
     """
     out = array.float().contiguous()
     changed = [axis for axis, n in enumerate(shape) if n != array.shape[axis]]
-    smooth = [axis for axis in changed if orders[axis] > LINEAR]
-    simple = [axis for axis in changed if orders[axis] <= LINEAR]
-    if smooth:
-        reduced = [axis for axis in range(array.ndim) if axis != clip_along or axis in smooth]
-        low = out.amin(dim=reduced, keepdim=True)
-        high = out.amax(dim=reduced, keepdim=True)
-        for axis in smooth:
+    spline_axes = [axis for axis in changed if orders[axis] > LINEAR]
+    neighbour_axes = [axis for axis in changed if orders[axis] <= LINEAR]
+    if spline_axes:
+        reduced_axes = [
+            axis for axis in range(array.ndim) if axis != clip_along or axis in spline_axes
+        ]
+        low = out.amin(dim=reduced_axes, keepdim=True)
+        high = out.amax(dim=reduced_axes, keepdim=True)
+        for axis in spline_axes:
             matrix = spline_matrix(out.shape[axis], shape[axis], orders[axis])
             out = multiply_along(out, axis, torch.from_numpy(matrix))
         out = torch.minimum(torch.maximum(out, low, out=out), high, out=out)
     # axes that become shorter come first, so that later ones have fewer values
-    for axis in sorted(simple, key=lambda axis: shape[axis] / array.shape[axis]):
+    for axis in sorted(neighbour_axes, key=lambda axis: shape[axis] / array.shape[axis]):
         out = find_interpolation_neighbours(out.shape[axis], shape[axis], orders[axis]).apply(
             out, axis
         )

@@ -65,11 +65,11 @@ def _suppress(
     # longest side. Only a short range of them can overlap a box: their starts are below its stop,
     # and above its start minus the longest side.
     longest = np.maximum((ranked[:, dims:] - ranked[:, :dims]).max(axis=0), 1e-6)
-    axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))
-    place = np.argsort(ranked[:, axis], kind="stable")
+    axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))  # `ptp`: max − min
+    by_start = np.argsort(ranked[:, axis], kind="stable")
     position = np.empty(n, np.int64)
-    position[place] = np.arange(n)
-    starts, stops = (np.ascontiguousarray(b[place].T) for b in np.hsplit(ranked, [dims]))
+    position[by_start] = np.arange(n)
+    starts, stops = (np.ascontiguousarray(b[by_start].T) for b in np.hsplit(ranked, [dims]))
     keeper = _suppress_sorted(
         starts, stops, position, axis, longest[axis], np.float32(iou_threshold)
     )
@@ -103,8 +103,8 @@ def batched_nms(
     [1, 0]
     """
     keeper = cluster_boxes(boxes, scores, groups, iou_threshold)
-    together = torch.nonzero(keeper == torch.arange(len(keeper), device=keeper.device))[:, 0]
-    return together[torch.argsort(scores[together], descending=True, stable=True)]
+    unsuppressed = torch.nonzero(keeper == torch.arange(len(keeper), device=keeper.device))[:, 0]
+    return unsuppressed[torch.argsort(scores[unsuppressed], descending=True, stable=True)]
 
 
 def cluster_boxes(
@@ -170,17 +170,18 @@ def _suppress_sorted(
         for j in range(n):
             volume[j] *= max(stops[d, j] - starts[d, j], np.float32(0))
     keeper = np.full(n, -1, np.int64)  # by column
-    common = np.empty(n, np.float32)
+    buffer = np.empty(n, np.float32)
     for rank in range(n):
         i = position[rank]
-        if keeper[i] >= 0:
+        if keeper[i] >= 0:  # suppressed by a box of higher rank
             continue
         keeper[i] = rank
+        # only the columns from `first` to `last` can overlap this box
         first = np.searchsorted(starts[axis], starts[axis, i] - longest)
         last = np.searchsorted(starts[axis], stops[axis, i])
         # slices that start at 0 and plain comparisons allow the compiler to vectorise
-        here = common[: last - first]  # volume of the intersection with each of these boxes
-        here[:] = 1
+        shared = buffer[: last - first]  # volume of the intersection with each of these boxes
+        shared[:] = 1
         for d in range(dims):
             low = starts[d, i]
             high = stops[d, i]
@@ -189,9 +190,9 @@ def _suppress_sorted(
             for j in range(last - first):
                 start = others_start[j] if others_start[j] > low else low
                 stop = others_stop[j] if others_stop[j] < high else high
-                here[j] *= stop - start if stop > start else np.float32(0)
+                shared[j] *= stop - start if stop > start else np.float32(0)
         for j in range(last - first):
-            union = volume[i] + volume[first + j] - here[j]
-            if here[j] > 0 and here[j] / union > iou_threshold and keeper[first + j] < 0:
+            union = volume[i] + volume[first + j] - shared[j]
+            if shared[j] > 0 and shared[j] / union > iou_threshold and keeper[first + j] < 0:
                 keeper[first + j] = rank
     return keeper[position]

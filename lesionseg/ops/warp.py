@@ -63,7 +63,7 @@ def warp_nearest(
     warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
     for mask, out in zip(masks, warped, strict=True):
         source = mask.contiguous().numpy().reshape(-1)
-        if mask.dtype == torch.bool and source.all():
+        if mask.dtype == torch.bool and source.all():  # then False only outside of the mask
             out.copy_(torch.from_numpy(nearest_index.reshape(warp.shape)) >= 0)
         elif source.any():  # numpy's any; torch's takes as long as `_copy_voxels`
             _copy_voxels(source, nearest_index.reshape(-1), out.numpy().reshape(-1))
@@ -79,17 +79,17 @@ def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float3
         Matrix `[3, 4]` and displacement `[3, Z, Y, X]`. The displacement of an affine warp is an
         empty array, because the compiled loops need an array.
     """
-    extra = 3 - len(warp.shape)
+    n_added = 3 - len(warp.shape)
     matrix = np.zeros((3, 4), np.float32)
-    matrix[extra:, extra:] = warp.matrix
+    matrix[n_added:, n_added:] = warp.matrix
     displacement = np.zeros((3, 0, 0, 0), np.float32)
     if warp.displacement is not None:
         displacement = warp.displacement.numpy().reshape(
-            [len(warp.shape), *[1] * extra, *warp.shape]
+            [len(warp.shape), *[1] * n_added, *warp.shape]
         )
-        if extra:
+        if n_added:
             displacement = np.concatenate(
-                [np.zeros((extra, *displacement.shape[1:]), np.float32), displacement]
+                [np.zeros((n_added, *displacement.shape[1:]), np.float32), displacement]
             )
     return matrix, np.ascontiguousarray(displacement)
 
@@ -105,6 +105,7 @@ def _as_3d(image: Tensor) -> NDArray[np.float32]:
 
 _compile_loops = make_compiler("contract", "nsz")
 
+# typed numbers, because Python's would be computed with 64 bits
 _F = np.float32
 _I = np.int32
 _U = np.uint32
@@ -125,7 +126,7 @@ def _fill_coordinates(
     """Compute the source coordinates along one axis for one row of output voxels.
 
     Args:
-        row: The coordinates in voxels `[X]` are written here.
+        row: The coordinates in voxels `[X]` are written to this array.
         matrix: Matrix of the warp `[3, 4]`.
         displacement: Displacement of the warp `[3, Z, Y, X]`, empty for an affine warp.
         axis: The axis of the source.
@@ -135,11 +136,11 @@ def _fill_coordinates(
     first = matrix[axis, 0] * _F(k) + matrix[axis, 1] * _F(j) + matrix[axis, 3]
     step = matrix[axis, 2]
     for i in range(row.size):
-        row[i] = first + step * _F(_I(i))
+        row[i] = first + step * _F(_I(i))  # AVX2 converts only 32-bit integers to floats
     if displacement.size:
-        bent = displacement[axis, k, j]
+        shift = displacement[axis, k, j]
         for i in range(row.size):
-            row[i] += bent[i]
+            row[i] += shift[i]
 
 
 @_compile_loops

@@ -112,38 +112,41 @@ class DicomWeb:
 
     def __init__(self, setting: str, address: str) -> None:
         self.address = address
-        place, _, query = address.partition("?")
-        shown = f"{setting}={re.sub('//.*@', '//', place)}"
-        if "@" in place:
+        without_query, _, query = address.partition("?")
+        # the beginning of messages, without user and password
+        prefix = f"{setting}={re.sub('//.*@', '//', without_query)}"
+        if "@" in without_query:
             raise ConfigError(
-                f"{shown}: an address cannot contain a user or a password, because logs show it. "
+                f"{prefix}: an address cannot contain a user or a password, because logs show it. "
                 f"Remove them. {_CREDENTIALS}"
             )
-        match = _ADDRESS.fullmatch(place)
+        match = _ADDRESS.fullmatch(without_query)
         if match is None or "#" in query:
             raise ConfigError(
-                f"{shown}: this is not the address of a DICOMweb service. Write "
+                f"{prefix}: this is not the address of a DICOMweb service. Write "
                 "dicomweb://host/path, and after it nothing, /studies/UID, or "
                 "/studies/UID/series/UID; filters follow as ?Modality=MR&StudyDate=20260107"
             )
         if setting == "send" and (match["study"] or query):
             raise ConfigError(
-                f"{shown}: name only the service, without studies and filters. Each result belongs "
-                "to the study of its scan."
+                f"{prefix}: name only the service, without studies and filters. Each result "
+                "belongs to the study of its scan."
             )
         self.study_uid: str | None = match["study"]
         self.filters = dict(parse_qsl(query, keep_blank_values=True))
         if match["series"]:
             self.filters["SeriesInstanceUID"] = match["series"]
         self.url = f"{match['protocol'] or 'https'}://{match['host']}{match['service']}"
-        self._patients: dict[str, str] = {}  # IDs by series, as far as the server states them
-        self._client = _make_client(shown, self.url, self._check_answer)
-        _check_attributes(shown, self.filters)
+        # patient IDs by Series Instance UID, as far as the server states them
+        self._patient_of_series: dict[str, str] = {}
+        self._client = _make_client(prefix, self.url, self._check_answer)
+        _check_attributes(prefix, self.filters)
+        # `name` is the host without the port
         if self.url.startswith("http:") and not _LOCAL.fullmatch(match["name"]):
             logger.warning(
                 "%s: the connection is not encrypted, so others on the network can read images "
                 "and passwords. Use dicomweb:// if the server supports HTTPS.",
-                shown,
+                prefix,
             )
 
     def search_series(self) -> dict[str, Mapping[str, Any]]:
@@ -171,18 +174,21 @@ class DicomWeb:
         """
         study_uid = self.study_uid or _value_of(series, _STUDY)
         series_uid = _value_of(series, _SERIES)
-        asked = {  # an answer may leave out what the request states
+        requested = {  # an answer may leave out what the request states
             _STUDY: {"vr": "UI", "Value": [study_uid]},
             _SERIES: {"vr": "UI", "Value": [series_uid]},
         }
         search = partial(self._client.search_for_instances, study_uid, series_uid)
         with self._requests(f"series {series_uid} cannot be searched"):
-            found = self._search(search, _INSTANCE)
-            headers = [_to_header({**series, **found[uid], **asked}) for uid in sorted(found)]
-        for uid in (study_uid, series_uid, *found):
+            result_of_uid = self._search(search, _INSTANCE)
+            headers = [
+                _to_header({**series, **result_of_uid[uid], **requested})
+                for uid in sorted(result_of_uid)
+            ]
+        for uid in (study_uid, series_uid, *result_of_uid):
             if not _UID.fullmatch(uid):  # UIDs become names of files
                 raise ResourceError(f"{self.address}: {uid!r} is not a UID.")
-        self._patients[series_uid] = _value_of(series, _PATIENT)
+        self._patient_of_series[series_uid] = _value_of(series, _PATIENT)
         return headers
 
     def _search(self, search: Callable[..., Any], tag: str) -> dict[str, Mapping[str, Any]]:
@@ -202,7 +208,7 @@ class DicomWeb:
         """
         result_of_uid: dict[str, Mapping[str, Any]] = {}
         n_listed = 0
-        n_before = -1
+        n_before = -1  # below 0, so that the first page is requested
         while n_before < len(result_of_uid):
             n_before = len(result_of_uid)
             page = search(offset=n_listed)
@@ -251,17 +257,19 @@ class DicomWeb:
             series_uid: The series.
             files: One path `<SOP Instance UID>.dcm` for each image to fetch.
 
+        An image without a patient ID is accepted.
+
         Raises:
             ResourceError: If the server cannot be reached, or does not send all of these images, of
                 this study, series and patient.
             OutputError: If a file cannot be written.
         """
         missing = {file.stem: file for file in files}
-        patient = self._patients.get(series_uid)
+        patient = self._patient_of_series.get(series_uid)
         maximum = _MAX_SLICE_BYTES if len(files) > 1 else _MAX_FILE_BYTES
         with self._requests(f"series {series_uid} cannot be fetched", maximum):
             images: Iterable[Dataset]
-            if len(files) == 1:  # other images of the series are not wanted
+            if len(files) == 1:  # do not fetch other images of the series
                 images = [
                     self._client.retrieve_instance(
                         study_uid, series_uid, files[0].stem, media_types=_ANY_SYNTAX
@@ -271,11 +279,12 @@ class DicomWeb:
                 images = self._client.iter_series(study_uid, series_uid, media_types=_ANY_SYNTAX)
             for image in images:
                 self._n_bytes = 0  # counts the bytes of the next image
-                uid, own_patient, *origin = (text(image, name) for name in _ORIGIN)
+                uid, image_patient, *origin = (text(image, name) for name in _ORIGIN)
                 if uid not in missing or origin != [study_uid, series_uid]:
                     continue
-                patient = patient or own_patient
-                if own_patient in ("", patient):
+                # if the search gave no patient, the first image decides
+                patient = patient or image_patient
+                if image_patient in ("", patient):
                     with atomic_path(missing.pop(uid)) as temporary:
                         image.save_as(temporary)
         if missing:
@@ -352,6 +361,7 @@ class DicomWeb:
         from requests.sessions import SessionRedirectMixin
 
         url = urljoin(answer.url, answer.headers.get("Location"))
+        # the rule by which requests removes credentials
         is_other_host = SessionRedirectMixin().should_strip_auth(answer.url, url)
         if answer.is_redirect and answer.request.method == "POST" and is_other_host:
             answer.close()
@@ -362,6 +372,7 @@ class DicomWeb:
         if answer.status_code == 409:  # refused, perhaps because the server has the results
             answer.status_code = 202  # no error: the search decides
         self._n_bytes = 0
+        # requests reads the body by this method of urllib3
         answer.raw.stream = partial(self._read_body, answer.raw)
 
     def _read_body(self, raw: Any, n_bytes: int, decode_content: bool) -> Iterator[bytes]:
@@ -385,7 +396,7 @@ class DicomWeb:
 
 
 def _make_client(
-    shown: str, url: str, check_answer: "Callable[[Response], None]"
+    prefix: str, url: str, check_answer: "Callable[[Response], None]"
 ) -> "DICOMwebClient":
     """Make a DICOMweb client that signs in with the credentials of the environment.
 
@@ -393,7 +404,7 @@ def _make_client(
     of the packages are switched off.
 
     Args:
-        shown: The setting, for messages.
+        prefix: The beginning of messages, which names the setting.
         url: The URL of the service.
         check_answer: Called for each answer.
 
@@ -405,7 +416,7 @@ def _make_client(
         from dicomweb_client.web import DICOMwebClient
     except ImportError as error:
         raise ConfigError(
-            f"{shown}: the package {error.name} is not installed. Run {pip_install('pacs')}."
+            f"{prefix}: the package {error.name} is not installed. Run {pip_install('pacs')}."
         ) from error
     # their messages may quote patient data
     for name in ("dicomweb_client", "pydicom", "retrying", "urllib3"):
@@ -436,18 +447,18 @@ def _add_token(token: str, request: "PreparedRequest") -> "PreparedRequest":
     return request
 
 
-def _check_attributes(shown: str, names: Iterable[str]) -> None:
+def _check_attributes(prefix: str, names: Iterable[str]) -> None:
     """Raise `ConfigError` if the name of a filter is not a DICOM attribute.
 
     A DICOM attribute is named by its keyword, such as `Modality`, or by its tag of 8 hexadecimal
-    digits. `shown` is the setting, for the message.
+    digits. `prefix` is the beginning of the message, which names the setting.
     """
     from pydicom.datadict import keyword_dict
 
     for name in names:
         if name not in keyword_dict and not _TAG.fullmatch(name):
             near = suggest(name, keyword_dict)
-            raise ConfigError(f"{shown}: there is no DICOM attribute {name!r}.{near}")
+            raise ConfigError(f"{prefix}: there is no DICOM attribute {name!r}.{near}")
 
 
 def _explain(error: Exception) -> str:

@@ -123,6 +123,7 @@ class DicomOutputs(Outputs):
             The reason why the results could not be stored, which is also logged as a warning.
             Otherwise "".
         """
+        # `unsent` contains the reason for each case that could not be stored
         if self._service is None or case in self.unsent:
             return self.unsent.get(case, "")
         address = self._service.address

@@ -134,7 +134,7 @@ def _complete_headers(source: SourceImages) -> None:
                 setattr(header, name, "")
         if str(header.PatientSex) not in ("M", "F", "O"):
             header.PatientSex = ""
-        header.Modality = str(header.get("Modality", None) or "OT")
+        header.Modality = str(header.get("Modality", None) or "OT")  # other
     for name, origin in _UID_SOURCES.items():
         uid = source.first.get(name) or _derive_uid(source.first[origin].value, name)
         for header in source.headers.values():
@@ -264,9 +264,9 @@ class ResultObjects:
             "software_versions": self.origin.version,
             "device_serial_number": self.origin.bundle,
             # not today, because the same run must give the same bytes
-            "content_date": header.StudyDate or "19700101",
+            "content_date": header.StudyDate or "19700101",  # the element must not be empty
             "content_time": header.StudyTime or "000000",
-            "specific_character_set": "ISO_IR 192",
+            "specific_character_set": "ISO_IR 192",  # UTF-8
         }
 
     def make_segmentation(
@@ -288,11 +288,14 @@ class ResultObjects:
         voxels: NDArray[Any] | None = self.prediction.instances
         if voxels is None:
             return None, {}
-        drawn = set(present_values(voxels))
-        name_of_value = {c.id: self.tracking_name(c) for c in self.accepted if c.id in drawn}
+        ids_with_voxels = set(present_values(voxels))
+        name_of_value = {
+            c.id: self.tracking_name(c) for c in self.accepted if c.id in ids_with_voxels
+        }
         if not name_of_value:
             return None, {}
         number_of_candidate = {value: n for n, value in enumerate(name_of_value, start=1)}
+        # `values` contains mask values if labels are regions
         if self.prediction.values is not None or len(name_of_value) > MAX_SEGMENTS:
             voxels = self.prediction.mask()
             values = sorted(filter(None, present_values(voxels)))
@@ -449,9 +452,9 @@ class ResultObjects:
             change: The state of the lesion since the earlier visit, such as "new", and its volume
                 in ml at that visit. The state is "" without an earlier visit.
         """
-        group: Any = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
+        make_group: Any = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
         if self.source.is_radiograph:
-            group = sr.PlanarROIMeasurementsAndQualitativeEvaluations
+            make_group = sr.PlanarROIMeasurementsAndQualitativeEvaluations
         segment = None
         regions: Any = None
         if segmentation is not None and number is not None:
@@ -464,8 +467,9 @@ class ResultObjects:
             question = _own_code("change", "Change since the earlier visit")
             finding = _own_code(f"state-{state}", state.capitalize())
             evaluations = [sr.QualitativeEvaluation(question, finding)]
-        return group(
+        return make_group(
             self._make_tracking_identifier(self.tracking_name(candidate)),
+            # a radiograph has one region instead of a list
             regions[0] if regions and self.source.is_radiograph else regions,
             referenced_segment=segment,
             finding_type=_LESION,
@@ -485,6 +489,7 @@ class ResultObjects:
         if self.source.is_radiograph:
             # the frames of a radiograph's segmentation are its segments in their order
             image = sr.SourceImageForSegmentation.from_source_image(self.source.first)
+            # the number of the frame, then that of the segment
             return sr.ReferencedSegmentationFrame(*uids, number, number, source_image=image)
         series = sr.SourceSeriesForSegmentation(self.source.first.SeriesInstanceUID)
         return sr.ReferencedSegment(*uids, number, source_series=series)
@@ -515,16 +520,16 @@ class ResultObjects:
         no_units = codes.UCUM.NoUnits
         is_radiograph = self.source.is_radiograph
         unit = self.prediction.geometry.size_unit
-        shape = "of a disc of equal area" if is_radiograph else "of a ball of equal volume"
+        equivalent = "of a disc of equal area" if is_radiograph else "of a ball of equal volume"
         if unit == "px":
             length_unit = sr.CodedConcept("{pixels}", "UCUM", "pixels")
         elif self.source.grid.size_unit == "px":
-            shape += ", with an assumed pixel size"
+            equivalent += ", with an assumed pixel size"
         elif unit != "mm":
-            shape += f", {unit.removeprefix('mm ')}"  # at the detector
+            equivalent += f", {unit.removeprefix('mm ')}"  # at the detector
         score = candidate.score if self.prediction.has_scores else None
         probability = _own_code("probability", "Calibrated probability of a lesion")
-        method = _own_code("equivalent", shape)
+        method = _own_code("equivalent", equivalent)
         rows = (  # name, value or None, unit, and method or None
             (_own_code("score", "Score of the model"), score, no_units, None),
             (probability, candidate.probability, no_units, None),
@@ -533,10 +538,10 @@ class ResultObjects:
             (codes.SCT.Diameter, candidate.diameter_mm, length_unit, method),
         )
         measurements = []
-        for name, value, value_unit, how in rows:
+        for name, value, value_unit, value_method in rows:
             if value is not None:
                 rounded = float(f"{value:.6g}")  # a decimal string has at most 16 characters
-                measurements.append(sr.Measurement(name, rounded, value_unit, method=how))
+                measurements.append(sr.Measurement(name, rounded, value_unit, method=value_method))
         return measurements
 
     def _outline_box(self, candidate: Candidate) -> list[sr.ImageRegion]:

@@ -78,7 +78,7 @@ def write_dicom_results(
     from lesionseg.extras.pacs.result_objects import ResultObjects, read_source_images
 
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # warnings may quote patient data
-    report = folder / f"{prediction.case}{REPORT}"
+    report_path = folder / f"{prediction.case}{REPORT}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -89,16 +89,16 @@ def write_dicom_results(
             segments: dict[int, int] = {}
             if comparison is None:
                 seg, segments = objects.make_segmentation(mask_labels or labels)
-            made = objects.make_report(seg, segments, comparison or Comparison())
+            report = objects.make_report(seg, segments, comparison or Comparison())
             if check is not None:
                 check()
-            _save_object(made, report)
+            _save_object(report, report_path)
             if seg is not None:
                 _save_object(seg, folder / f"{prediction.case}{SEGMENTATION}")
     except (LesionsegError, MemoryError):
         raise
     except Exception as error:  # any error of the libraries; its text may quote the patient
-        report.unlink(missing_ok=True)
+        report_path.unlink(missing_ok=True)
         raise ContentError(
             f"{scan}: the headers do not allow a DICOM result ({type(error).__name__}). Correct "
             "them, or set dicom_output=false."
