@@ -56,7 +56,7 @@ class Run:
         return Run(folder)
 
     @property
-    def _scored(self) -> Path:
+    def _scores_folder(self) -> Path:
         """The folder that contains the scores and tables.
 
         It is the subfolder `oof` (out-of-fold) for a cross-validation, otherwise `folder`.
@@ -76,7 +76,7 @@ class Run:
         """
         from lesionseg.evaluation.scores import read_scores
 
-        return read_scores(self._scored / "scores.json")
+        return read_scores(self._scores_folder / "scores.json")
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
         """Read a table of the folder as a pandas table. docs/reference.md explains its columns.
@@ -98,7 +98,7 @@ class Run:
         require_one_of("to_pandas: the table", table, TABLES)
         from lesionseg.evaluation.tables import read_table
 
-        folder = self.folder if table == "metrics" else self._scored
+        folder = self.folder if table == "metrics" else self._scores_folder
         return read_table(folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
@@ -116,7 +116,7 @@ class Run:
         from lesionseg.reporting.charts import froc_chart, size_chart
         from lesionseg.reporting.evaluation_tables import read_evaluation
 
-        tables = read_evaluation(self._scored)
+        tables = read_evaluation(self._scores_folder)
         chart = froc_chart([("", tables)]) or size_chart(tables)
         return Figure() if chart is None else chart.figure
 
@@ -220,9 +220,10 @@ def predict(
     """
     from lesionseg.evaluation.tables import read_table
 
-    given = {"bundle": bundle, "input": input, "output": output}
-    outcome = _call("predict", given | settings, progress)
-    table: Path = outcome.folder / outcome.table  # of a URL, in the local copy
+    main_settings = {"bundle": bundle, "input": input, "output": output}
+    outcome = _call("predict", main_settings | settings, progress)
+    # if the output is a URL, `folder` is its local copy
+    table: Path = outcome.folder / outcome.table
     if not outcome.rows and not table.is_file():  # a shard without scans
         from pandas import DataFrame
 
@@ -256,8 +257,8 @@ def evaluate(
         ConfigError: If a key or value is wrong.
         DatasetError: If there is no case, or none can be scored.
     """
-    given = {"reference": reference, "prediction": prediction, "output": output}
-    _call("evaluate", given | settings, progress)
+    main_settings = {"reference": reference, "prediction": prediction, "output": output}
+    _call("evaluate", main_settings | settings, progress)
     return Run(output)
 
 
@@ -289,9 +290,9 @@ def follow(
     """
     from lesionseg.evaluation.tables import read_table
 
-    places = {"before": before, "after": after, "output": output}
-    given = {name: place for name, place in places.items() if place is not None}
-    return read_table(_call("follow", given | settings, progress).output / "changes.csv")
+    folders = {"before": before, "after": after, "output": output}
+    main_settings = {name: folder for name, folder in folders.items() if folder is not None}
+    return read_table(_call("follow", main_settings | settings, progress).output / "changes.csv")
 
 
 def report(
@@ -332,14 +333,17 @@ def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """
     # `trainer__max_steps=9`, because a dot cannot be part of a Python keyword
     values = {key.replace("__", "."): value for key, value in settings.items()}
-    if values.get("experiment", "") is None:  # the default
+    if values.get("experiment", "") is None:  # None is the default, and names no file
         del values["experiment"]
     options = chosen_options(command, values)
     composed = None
     if {"experiment", "data"} & options.keys():  # only Hydra can read the files of these groups
-        for_hydra = options | {key: v for key, v in values.items() if key.startswith("hydra.")}
-        composed = compose_plain(command, [f"{k}={override_text(v)}" for k, v in for_hydra.items()])
-        values = {key: value for key, value in values.items() if key not in for_hydra}
+        hydra_settings = options | {key: v for key, v in values.items() if key.startswith("hydra.")}
+        # the remaining settings in `values` are applied to the composed ones
+        composed = compose_plain(
+            command, [f"{k}={override_text(v)}" for k, v in hydra_settings.items()]
+        )
+        values = {key: value for key, value in values.items() if key not in hydra_settings}
     cfg = settings_of(command, values, composed)
     with progress_bars() if progress else nullcontext():
         return run_recipe(command, cfg)

@@ -46,7 +46,7 @@ class ChildProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            pipesize=2**20,  # fewer and larger pieces
+            pipesize=2**20,  # bytes; fewer and larger pieces than with the default of 64 KiB
             # only the parent may get a signal to its whole group, such as those of a scheduler
             process_group=0 if os.name == "posix" else None,
             env={**os.environ, **environment},
@@ -75,10 +75,12 @@ class ChildProcess:
         """
         with self._lock:
             try:
-                # the child imports the function when it unpickles the inner bytes
+                # Pickled twice: a thread of the child reads the inner bytes as they are, and the
+                # main thread imports the function when it unpickles them.
                 pickle.dump(pickle.dumps((function, args)), self._jobs)
                 self._jobs.flush()
-                failed, value, messages = pickle.load(self._replies)  # does not copy voxels
+                # pickle's protocol 5 reads an array from the pipe directly into its memory
+                failed, value, messages = pickle.load(self._replies)
             except (EOFError, OSError, pickle.UnpicklingError) as error:
                 raise ChildEnded from error
             except BaseException:  # after an interruption, the next job would get the late reply
@@ -110,12 +112,12 @@ def run_jobs() -> None:
     messages. The function never returns, because the process ends with the parent's pipe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    replies = os.fdopen(os.dup(1), "wb")
+    replies = os.fdopen(os.dup(1), "wb")  # a copy of standard output, the pipe to the parent
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard text that libraries print
     messages: SimpleQueue[logging.LogRecord] = SimpleQueue()
     logging.getLogger("lesionseg").addHandler(QueueHandler(messages))  # makes them picklable
     with suppress(OSError):  # if memory runs out, Linux must kill this process, not the parent
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000")  # the maximum
     jobs: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_receive_jobs, args=(jobs,), daemon=True).start()
     while True:
@@ -143,4 +145,4 @@ def _receive_jobs(jobs: SimpleQueue[bytes]) -> None:
             while True:
                 jobs.put(pickle.load(pipe))
     finally:
-        os._exit(0)
+        os._exit(0)  # `sys.exit` would only end this thread

@@ -109,8 +109,8 @@ def _validate_whole_numbers(lightning: Arguments) -> Arguments:
     an integer of at least 1.
     """
     for name in ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
-        value = lightning.get(name, 1)
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        value = lightning.get(name, 1)  # 1 is valid: an absent argument is not checked
+        is_whole = isinstance(value, int) and not isinstance(value, bool)  # True is an int, too
         if not is_whole or value < 1:
             raise ValueError(f"{name}={value} is not a whole number of at least 1")
     return lightning
@@ -122,7 +122,7 @@ def _validate_target(spec: Arguments) -> Arguments:
     Return the setting unchanged. Raise `ValueError` if `_target_` is missing or has no dot. The
     class is not imported.
     """
-    if "." not in str(spec.get(TARGET, "")):
+    if "." not in str(spec.get(TARGET, "")):  # a full name such as `package.Class` has a dot
         raise ValueError("not {_target_: package.Class, argument: …}")
     return spec
 
@@ -145,7 +145,7 @@ def _find_loggers(value: Any) -> Any:
     loggers: list[Any] = [value] if isinstance(value, str) else value
     if not isinstance(loggers, list | tuple):
         return value
-    return tuple(_find_logger(it) if isinstance(it, str) else it for it in loggers)
+    return tuple(_find_logger(item) if isinstance(item, str) else item for item in loggers)
 
 
 def _find_logger(name: str) -> Arguments:
@@ -566,7 +566,8 @@ class PredictConfig(OutputCommand):
     def with_absolute_paths(self) -> Self:
         """Return the settings with absolute paths of bundles, input and zones.
 
-        The paths are then valid in processes with another working directory. URLs stay unchanged.
+        The paths are then valid in processes with another working directory. URLs of bundles and
+        input stay unchanged. `zones` is always a local folder, and its symbolic links are followed.
         """
         changes = {
             "bundle": tuple(
@@ -664,7 +665,7 @@ class ReportConfig(OutputCommand):
 
         These settings choose the kind of report.
         """
-        if (self.scores is None) == (self.predictions is None):
+        if (self.scores is None) == (self.predictions is None):  # both or none
             raise ValueError(
                 "give scores= for a report on an evaluation (prediction= draws outlines into it), "
                 "or predictions= for the month page of an output of predict"
@@ -701,6 +702,7 @@ class _Commands(Mapping[str, type[Settings]]):
         self.kinds = kinds
 
     def __getitem__(self, name: str) -> type[Settings]:
+        # an extra has, for example, the class `TuneConfig` for the command `tune`
         return self.kinds[name] or getattr(find_extra(name), f"{name.capitalize()}Config")
 
     def __iter__(self) -> Iterator[str]:
@@ -749,10 +751,13 @@ def suggest_key(key: str, known: Collection[str]) -> str:
     >>> suggest_key("groups", ["group", "subgroups"]), suggest_key("groups", ["data.group"])
     (" Did you mean 'group'?", " Did you mean 'data.group'?")
     """
-    same = [other for names in _SAME_MEANING if key in names for other in names if other in known]
-    same = same or [name for name in known if name.rpartition(".")[2] == key]
-    if len(same) == 1:
-        return f" Did you mean {same[0]!r}?"
+    # the known settings in the same row of `_SAME_MEANING` as the key
+    matches = [
+        other for names in _SAME_MEANING if key in names for other in names if other in known
+    ]
+    matches = matches or [name for name in known if name.rpartition(".")[2] == key]
+    if len(matches) == 1:
+        return f" Did you mean {matches[0]!r}?"
     return suggest(key, known)
 
 
@@ -886,8 +891,8 @@ def _merge_sections(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[
     for key, value in above.items():
         inner = merged.get(key)
         if isinstance(value, Mapping) and isinstance(inner, Mapping):
-            names_class = TARGET in inner and TARGET in value
-            if not names_class or value[TARGET] == inner[TARGET]:
+            both_name_class = TARGET in inner and TARGET in value
+            if not both_name_class or value[TARGET] == inner[TARGET]:
                 value = _merge_sections(inner, value)
         merged[key] = value
     return merged
@@ -911,7 +916,7 @@ def _to_plain(value: Any) -> Any:
 def groups_of(command: str) -> list[str]:
     """Return the names of a command's groups of options, such as `loss` of `train`.
 
-    Hydra's `defaults:` lists in the files of the command name them.
+    They are the keys in the `defaults:` lists of the command's YAML files.
     """
     entries = (entry for file in files_of(command) for entry in _defaults_list(file))
     return [str(group) for entry in entries if isinstance(entry, Mapping) for group in entry]
@@ -942,10 +947,10 @@ def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
     The class contains the settings of a command, or of a section such as `TrainerConfig`. A section
     gets the defaults of the first command that has it. Raise `ConfigError` for any other class.
     """
-    for command, whole in COMMANDS.items():
-        if whole is kind:
+    for command, settings_class in COMMANDS.items():
+        if settings_class is kind:
             return MappingProxyType(defaults(command))
-        for name, field in whole.model_fields.items():
+        for name, field in settings_class.model_fields.items():
             if field.annotation is kind:
                 return MappingProxyType(dict(defaults(command)[name]))
     raise ConfigError(f"{kind.__name__} is not a section of a command.")
@@ -972,14 +977,16 @@ def settings_of(
     if composed is None:
         choices = chosen_options(command, values)
         composed = defaults(command, choices)
-    given: dict[str, Any] = {}  # merged first, so that no section replaces a key before it
+    # merged before `composed`, so that no section replaces a key that was given before it
+    merged_values: dict[str, Any] = {}
     for key, value in values.items():
         if key not in choices:
             section = _to_plain(value)
+            # `a.b` becomes {"a": {"b": …}}, from the innermost key outwards
             for name in reversed(key.split(".")):
                 section = {name: section}
-            given = _merge_sections(given, section)
-    plain = _merge_sections(composed, given)
+            merged_values = _merge_sections(merged_values, section)
+    plain = _merge_sections(composed, merged_values)
     require_given(command, plain)
     return read(COMMANDS[command], plain)
 
@@ -996,8 +1003,8 @@ def require_given(command: str, plain: Mapping[str, Any], advice: str = "") -> N
     """
     missing = sorted(key for key, value in dotted_items(plain) if value == "???")
     if missing:
-        given = " ".join(f"{key}=…" for key in missing)
-        raise ConfigError(f"{command}: give {given}{advice}.")
+        missing_settings = " ".join(f"{key}=…" for key in missing)
+        raise ConfigError(f"{command}: give {missing_settings}{advice}.")
 
 
 def dotted_items(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -1030,15 +1037,15 @@ def import_target(target: str, key: str) -> Any:
     belongs to a module or a constant.
     """
     try:
-        found = resolve_name(target)
+        imported = resolve_name(target)
     except Exception as error:  # a module of the user may raise anything
         raise ConfigError(f"{key}._target_={target} cannot be imported: {error}") from error
-    if not callable(found):
+    if not callable(imported):
         raise ConfigError(
-            f"{key}._target_={target} is a {type(found).__name__}, not a class. Give the full name "
-            "of a class."
+            f"{key}._target_={target} is a {type(imported).__name__}, not a class. Give the full "
+            "name of a class."
         )
-    return found
+    return imported
 
 
 def parameters_of(make: Any) -> Mapping[str, Parameter] | None:
@@ -1133,7 +1140,8 @@ def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
             yield from keys(inner, f"{key}.")
         else:
             types = _possible_types(inner)
-            others = types - {str, NoneType, Ellipsis}  # `tuple[str, ...]` contains an Ellipsis
+            # what is allowed besides text; `tuple[str, ...]` contains an Ellipsis
+            others = types - {str, NoneType, Ellipsis}
             yield key, str in types and not others
 
 

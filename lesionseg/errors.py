@@ -158,12 +158,13 @@ def format_score(score: float) -> str:
     >>> format_score(1.0), format_score(15.151), format_score(1234.5)
     ('1', '15.2', '1234')
     """
-    if abs(score) >= 999.5:
+    if abs(score) >= 999.5:  # three digits would give 1e+03
         return f"{score:.0f}"
     if not 0.99 < score < 1:
         return f"{score:.3g}"
+    # the decimals up to the first digit of the difference from 1, and one more
     n_decimals = min(6, 1 + ceil(-log10(1 - score)))
-    shown = min(score, 1 - 1e-6)
+    shown = min(score, 1 - 1e-6)  # not rounded up to 1
     return f"{shown:.{n_decimals}f}".rstrip("0")
 
 
@@ -197,10 +198,12 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
         known: The known words.
         cutoff: The lowest ratio of `difflib.SequenceMatcher` at which two words are near.
     """
-    split = re.compile(r"0*(\d+)").split  # texts, and numbers between them
+    # into texts and the numbers between them, without leading zeros; `[::2]` are the texts
+    split = re.compile(r"0*(\d+)").split
     possible = [
         name for name in known if split(name) == split(word) or split(name)[::2] != split(word)[::2]
     ]
+    # two matches, to find out whether they are equally similar
     near = get_close_matches(word, possible, n=2, cutoff=cutoff)
     ratios = {SequenceMatcher(None, name, word).ratio() for name in near}
     is_one_of_several = len(ratios) < len(near) or sum(name.endswith(word) for name in possible) > 1
@@ -280,7 +283,7 @@ def _describe_problems(value: object, misfits: Iterable[Any]) -> str:
         value: The wrong value.
         misfits: The faults of this value, items of `ValidationError.errors()`.
     """
-    required: list[str] = []
+    requirements: list[str] = []
     others: list[str] = []
     for misfit in misfits:
         if misfit["type"] == "missing":
@@ -289,11 +292,11 @@ def _describe_problems(value: object, misfits: Iterable[Any]) -> str:
         if requirement is None:
             others.append(misfit["msg"].removeprefix("Value error, "))
         else:
-            required.append(requirement.format(**misfit.get("ctx", {})))
-    if required:
-        others.insert(0, f"must be {' or '.join(dict.fromkeys(required))}")
+            requirements.append(requirement.format(**misfit.get("ctx", {})))
+    if requirements:
+        others.insert(0, f"must be {' or '.join(dict.fromkeys(requirements))}")
     problems = " or ".join(dict.fromkeys(others))
     if isinstance(value, dict):
         return problems
-    shown = "null" if value is None else str(value)[:60] or "''"
-    return f"{shown} {problems}" if required else f"{shown}, {problems}"
+    shown = "null" if value is None else str(value)[:60] or "''"  # an empty text as ''
+    return f"{shown} {problems}" if requirements else f"{shown}, {problems}"

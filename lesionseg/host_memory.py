@@ -54,7 +54,7 @@ def _machine_bytes() -> int:
     kilobytes = ctypes.c_ulonglong()
     with suppress(AttributeError):  # only Windows has this function
         ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))  # type: ignore[attr-defined]
-    return 1024 * kilobytes.value or _UNKNOWN_BYTES
+    return 1024 * kilobytes.value or _UNKNOWN_BYTES  # 0: the function failed or is missing
 
 
 def default_budget(root: Path = _ROOT) -> int:
@@ -70,8 +70,9 @@ def default_budget(root: Path = _ROOT) -> int:
     free = [group.free for group in _limiting_groups(root)]
     info = root / "proc/meminfo"
     lines = info.read_text().splitlines() if info.is_file() else []
+    # a line such as `MemAvailable:   16234 kB`
     free += [1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")]
-    return int(min(free) * _DEFAULT_SHARE) if free else _UNKNOWN_BYTES // 2
+    return int(min(free) * _DEFAULT_SHARE) if free else _UNKNOWN_BYTES // 2  # half of 8 GiB
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _limiting_groups(root: Path) -> list[_Group]:
         if ".." in names:  # the group is not below the one that this process sees as the root
             names = []
         folder = mount.joinpath(*names)
+        # up to `mount`, which is the last one
         own_and_parents = [folder, *folder.parents][: len(names) + 1]
         groups += filter(None, (_read_group(group, version) for group in own_and_parents))
     return groups
@@ -135,6 +137,7 @@ def _read_group(folder: Path, version: int) -> _Group | None:
         statistics = (folder / "memory.stat").read_text()
     except (OSError, ValueError):  # no such file, or the word "max": no limit
         return None
+    # the bytes of cached files, recently used or not: `active_file` and `inactive_file`
     cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", statistics, re.MULTILINE)
     return _Group(limit, max(0, limit - max(0, used - sum(map(int, cached)))))
 
@@ -143,9 +146,9 @@ def peak_memory_mb() -> int:
     """Return the peak of this process's resident memory in MB of 2²⁰ bytes; 0 on Windows."""
     if sys.platform == "linux":
         # `getrusage` would include the parent's memory at the start of this process
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        if found:
-            return int(found[1]) // 1024
+        match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if match:
+            return int(match[1]) // 1024  # kB to MB
     try:
         import resource
     except ImportError:
@@ -215,5 +218,5 @@ def _glibc() -> Any:
     """
     if sys.platform != "linux":
         return None
-    library = ctypes.CDLL(None)
+    library = ctypes.CDLL(None)  # None: the libraries that this process has loaded
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

@@ -128,12 +128,13 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
     with 2.5 nodes per wavelength is upsampled by cubic B-splines. The time hardly depends on the
     wavelength, unlike the time of a Gaussian filter.
     """
-    node_mm = wave_mm / 2.5
-    nodes = [int(np.ceil(n * s / node_mm)) + 3 for n, s in zip(shape, spacing_mm, strict=True)]
-    field = ndimage.spline_filter(rng.standard_normal(nodes), order=3, output=np.float32)
-    for axis, (n, s) in enumerate(zip(shape, spacing_mm, strict=True)):
+    node_mm = wave_mm / 2.5  # distance of the nodes
+    # a cubic B-spline needs 3 nodes more than intervals
+    n_nodes = [int(np.ceil(n * mm / node_mm)) + 3 for n, mm in zip(shape, spacing_mm, strict=True)]
+    field = ndimage.spline_filter(rng.standard_normal(n_nodes), order=3, output=np.float32)
+    for axis, (n, mm) in enumerate(zip(shape, spacing_mm, strict=True)):
         # The start is random, so that nodes are not always at the same voxels.
-        position = 1.0 + rng.random() * 0.5 + np.arange(n) * s / node_mm  # in nodes
+        position = 1.0 + rng.random() * 0.5 + np.arange(n) * mm / node_mm  # in nodes
         node = np.floor(position).astype(int)
         t = position - node
         # weights, times 6, of the four nodes around a position
@@ -143,6 +144,7 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
             column = np.clip(node - 1 + offset, 0, field.shape[axis] - 1)
             np.add.at(matrix, (np.arange(n), column), weight / 6)
         field = np.moveaxis(np.tensordot(matrix, field, axes=(1, axis)), 0, axis)
+    # 1e-6 avoids a division by 0 for a constant field
     return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6), np.float32)
 
 
@@ -191,9 +193,11 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
         points: `[n, d]`, in units of the lesion's radius.
     """
     dims = points.shape[1]
-    turn, _ = np.linalg.qr(rng.standard_normal((dims, dims)))
-    stretch = np.exp(rng.normal(0, 0.2, size=dims))
-    radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / dims))), axis=1)
+    rotation, _ = np.linalg.qr(rng.standard_normal((dims, dims)))
+    stretch = np.exp(rng.normal(0, 0.2, size=dims))  # of the axes, by about 20 %
+    # divided by its geometric mean, so that the volume stays the same
+    radius = np.linalg.norm(points @ (rotation * (stretch / stretch.prod() ** (1 / dims))), axis=1)
+    # Wave vectors in radians per radius, and random phases. The waves have an amplitude of 0.12.
     waves = rng.normal(0, 1.8, size=(dims, 3))
     result: Field = radius + 0.12 * np.cos(points @ waves + rng.uniform(0, 2 * np.pi, size=3)).sum(
         axis=1
@@ -218,7 +222,8 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
     """
     spacing = np.asarray(spacing_mm, float)
     dims = len(spacing_mm)
-    half = np.ceil(0.95 * diameter / spacing).astype(int) + 1  # voxels on each side of the middle
+    # voxels on each side of the middle; 0.95 instead of 0.5, because outlines are irregular
+    half = np.ceil(0.95 * diameter / spacing).astype(int) + 1
     coordinates_mm: list[Field] = []  # of the subsamples along each axis
     split_shape: list[int] = []  # of an array of all subsamples: voxels, subsamples in a voxel, …
     for n_half, mm, offset in zip(half, spacing, jitter, strict=True):
@@ -228,9 +233,9 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
         split_shape += [n_voxels, SUBSAMPLES]
     points = np.stack([g.ravel() for g in np.meshgrid(*coordinates_mm, indexing="ij")], axis=1)
     radius = rippled_radius(rng, points / (diameter / 2))
-    ball = np.pi / (2 * dims) * diameter**dims  # volume of a ball; in 2-D the area of a disc
-    subsample = spacing.prod() / SUBSAMPLES**dims
-    n_inside = min(round(ball / subsample), radius.size - 1)
+    ball_volume = np.pi / (2 * dims) * diameter**dims  # volume of a ball; in 2-D the area of a disc
+    subsample_volume = spacing.prod() / SUBSAMPLES**dims  # volume that a subsample represents
+    n_inside = min(round(ball_volume / subsample_volume), radius.size - 1)
     is_inside = radius < np.partition(radius, n_inside)[n_inside]
     # the mean of the subsamples in each voxel
     subsample_axes = tuple(range(1, 2 * dims, 2))
@@ -265,10 +270,11 @@ def place_at(
     is_lesion = share >= 0.5
     is_other = labels[tuple(map(slice, start - gap, stop + gap))] > 0
     if is_other.any():  # the filter is slow
-        is_near = ndimage.maximum_filter(np.pad(is_lesion, gap), 2 * gap + 1)
+        # the lesion, grown by `gap` voxels on each side
+        is_near = ndimage.maximum_filter(np.pad(is_lesion, gap), size=2 * gap + 1)
         if is_other[is_near].any():
             return None
-    if label_components(is_lesion).max() != 1:
+    if label_components(is_lesion).max() != 1:  # no voxel, or several components
         return None
     return box, share
 
@@ -304,13 +310,13 @@ def _place_lesions(
     instances = np.zeros(tissue.shape, np.int32)
     lesions: list[_Lesion] = []
     tissue_voxels = np.flatnonzero(tissue > 0.5)
-    n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(tissue_voxels) else 0
-    drawn = np.exp(rng.normal(np.log(diameter_mm[1]), SPREAD_OF_DIAMETERS, size=n))
-    for diameter in np.sort(np.clip(drawn, diameter_mm[0], diameter_mm[2]))[::-1].tolist():
+    n_drawn = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(tissue_voxels) else 0
+    diameters = np.exp(rng.normal(np.log(diameter_mm[1]), SPREAD_OF_DIAMETERS, size=n_drawn))
+    # the largest first, because it is the hardest to place
+    for diameter in np.sort(np.clip(diameters, diameter_mm[0], diameter_mm[2]))[::-1].tolist():
         unrestricted = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
-        if (
-            unrestricted.max() < 0.5
-        ):  # too small for any voxel; the same numbers are drawn as in a search
+        if unrestricted.max() < 0.5:  # too small for any voxel
+            # draw the same numbers as a search without success
             rng.choice(tissue_voxels, size=TRIES)
             continue
         for _ in range(TRIES):
@@ -333,41 +339,50 @@ def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     ventricles. Sizes are proportional to the grid.
 
     Returns:
-        Signal `[z, y, x]`, 1 for white matter, and the share 0..1 of white matter in each voxel,
-        where lesions may be placed.
+        Signal `[z, y, x]`, about 1 for white matter, and the share 0..1 of white matter in each
+        voxel, where lesions may be placed.
     """
-    half = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
+    half_mm = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
     draw_field = partial(smooth_field, rng, grid.shape, grid.spacing_mm)
-    scale = float(half.min()) / 75  # an adult's head has a half-width of 75 mm
-    voxel = float(np.mean(grid.spacing_mm))
-    bend = np.float32(2.5 * scale)
+    scale = float(half_mm.min()) / 75  # an adult's head has a half-width of 75 mm
+    # all further lengths are mm in an adult's head, times `scale`
+    voxel_mm = float(np.mean(grid.spacing_mm))
+    bend = np.float32(2.5 * scale)  # mm
     # coordinates from the centre of the head, bent by random fields
     axes = millimetre_axes(grid.shape, grid.spacing_mm)
     z, y, x = (axis + bend * draw_field(120 * scale) for axis in axes)
     # depth below the skin and below the surface of the brain
-    skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half * rng.uniform(0.95, 1, size=3))
+    skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half_mm * rng.uniform(0.95, 1, size=3))
     brain = skin - np.float32(12 * scale)
-    # distance to the nearest sulcus: the sulci follow the lines on which a random field is 0
+    # Distance to the nearest sulcus: the sulci follow the lines on which a random field is 0. Near
+    # them, a wave of amplitude 1 increases by 2π per wavelength.
     wave = 26 * scale
     folds = np.abs(draw_field(wave)) * np.float32(wave / (2 * np.pi))
-    # sulci are 14 units deep, the fissure between the hemispheres is 26 units deep
+    # Sulci are 14 mm deep, and the fissure between the hemispheres is 26 mm deep. Farther inside,
+    # the distance from the bottom counts.
     sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
     fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))
     surface = np.minimum(brain, np.minimum(sulci, fissure))  # depth below the folded surface
     # two bent ventricles, one on each side of the midline
-    wide = scale * rng.uniform(0.8, 1.4)
-    bow = (y / (32 * scale)) ** 2 * np.float32(8 * scale)
-    horns = (z - 10 * scale + bow, y, np.abs(x) - 8 * scale - bow)
+    ventricle_scale = scale * rng.uniform(0.8, 1.4)
+    ventricle_bend = (y / (32 * scale)) ** 2 * np.float32(8 * scale)
+    ventricle_axes = (z - 10 * scale + ventricle_bend, y, np.abs(x) - 8 * scale - ventricle_bend)
     ventricle = coverage(
-        ellipsoid_depth(horns, (0, 0, 0), (6 * wide, 32 * scale, 4.5 * wide)), voxel
+        ellipsoid_depth(
+            ventricle_axes, (0, 0, 0), (6 * ventricle_scale, 32 * scale, 4.5 * ventricle_scale)
+        ),
+        voxel_mm,
     )
-    # the shares of brain tissue, white matter and scalp, and the signal of their mixture
-    tissue = coverage(surface - 0.7 * scale, voxel) * (1 - ventricle)
-    white = coverage(surface - 3.6 * scale, voxel) * (1 - ventricle)
+    # The shares of brain tissue, white matter and scalp. Grey matter is between 0.7 and 3.6 mm
+    # below the surface.
+    tissue = coverage(surface - 0.7 * scale, voxel_mm) * (1 - ventricle)
+    white = coverage(surface - 3.6 * scale, voxel_mm) * (1 - ventricle)
     texture = 1 + 0.04 * draw_field(14 * scale)
-    scalp = coverage(skin, voxel) - coverage(skin - 5 * scale, voxel)
+    scalp = coverage(skin, voxel_mm) - coverage(skin - 5 * scale, voxel_mm)
+    # scalp has the signal 0.9; in the brain, white matter adds 1 and grey matter 1.12 to the 0.12
+    # of fluid
     signal = (
-        0.9 * scalp + (0.12 * coverage(brain, voxel) + white + 1.12 * (tissue - white)) * texture
+        0.9 * scalp + (0.12 * coverage(brain, voxel_mm) + white + 1.12 * (tissue - white)) * texture
     )
     return np.asarray(signal, np.float32), white
 
@@ -377,9 +392,11 @@ def acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
 
     The noise is Rician, as in magnitude images (Gudbjartsson & Patz, Magn Reson Med 1995;34:910).
     """
-    coil = np.exp(np.float32(0.12) * smooth_field(rng, signal.shape, spacing_mm, 220.0))
+    # shading by about 12 %, with a wavelength of 220 mm
+    coil = np.exp(np.float32(0.12) * smooth_field(rng, signal.shape, spacing_mm, wave_mm=220.0))
+    # of the real and the imaginary part; white matter has a signal of about 1
     noise = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(0.05)
-    scale = np.float32(300 * np.exp(rng.normal(0, 0.2)))
+    scale = np.float32(300 * np.exp(rng.normal(0, 0.2)))  # a spread of about 20 %
     return np.asarray(np.hypot(signal * coil + noise[0], noise[1]) * scale, np.float32)
 
 
@@ -430,8 +447,9 @@ def write_mri_phantoms(
             gap=1,
         )
         for lesion in lesions:
-            # A lesion of 6 mm is 0.62 brighter than white matter, which has the signal 1. Small
-            # lesions tend to be fainter, as in patients.
+            # A lesion of 6 mm is about 0.62 brighter than white matter, which has the signal 1. The
+            # exponent makes small lesions a bit fainter, as in patients. The limits exclude extreme
+            # random factors. `lesion.share` makes the edges soft.
             excess = 0.62 * (lesion.diameter_mm / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
             signal[lesion.box] += lesion.share * np.float32(contrast * np.clip(excess, 0.25, 1.2))
         return acquire_mri(rng, signal, spacing_mm), instances
@@ -455,6 +473,7 @@ def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) 
     """
     first = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm)
     second = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm)
+    # near its zeros, a wave of amplitude 1 increases by 2π per wavelength
     distance_mm = np.hypot(first, second) * np.float32(wave_mm / (2 * np.pi))
     return coverage(radius_mm - distance_mm, float(np.mean(grid.spacing_mm)))
 
@@ -486,9 +505,9 @@ class _ChestSpace:
     def draw(cls, rng: Generator, grid: Grid) -> "_ChestSpace":
         """Draw the coordinates of the voxels of a grid, bent by random smooth fields."""
         half_mm = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
-        bend = np.float32(0.02 * half_mm.min())
+        bend = np.float32(0.02 * half_mm.min())  # 2 %, so that organs are not exact ellipsoids
         z, y, x = (
-            axis + bend * smooth_field(rng, grid.shape, grid.spacing_mm, 90)
+            axis + bend * smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm=90)
             for axis in millimetre_axes(grid.shape, grid.spacing_mm)
         )
         return cls(z, y, x, half_mm, float(np.mean(grid.spacing_mm)))
@@ -500,6 +519,8 @@ class _ChestSpace:
         """
         _, front, side = self.half_mm
         radii = (1, 0.96 * front, 0.98 * side) * size
+        # with z = 0 everywhere, the ellipsoid becomes a cylinder along z, and the radius 1 has no
+        # effect
         return ellipsoid_depth((0 * self.z, self.y, self.x), (0, 0, 0), radii)
 
     def lung_depth(self, size: Field) -> Field:
@@ -509,8 +530,9 @@ class _ChestSpace:
         factors of the radii along z, y and x.
         """
         up, front, side = self.half_mm
+        # up to 1.35 at the top: larger coordinates make the ellipsoid narrower
         narrow = 1 + 0.35 * np.clip(self.z / up, 0, 1) ** 2
-        # |x| mirrors one lung to the other side
+        # |x| mirrors one lung to the other side; its centre is at 0.44 of half the width
         axes = (self.z, self.y * narrow, (np.abs(self.x) - 0.44 * side) * narrow)
         return ellipsoid_depth(axes, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
 
@@ -530,6 +552,7 @@ class _ChestSpace:
         The unit is the smallest half extent of the grid. Vessels become thinner with this distance.
         """
         side = self.half_mm[2]
+        # the hila are at 0.2 of half the width, on both sides of the middle
         distance_mm = np.sqrt(self.z**2 + self.y**2 + (np.abs(self.x) - 0.2 * side) ** 2)
         result: Field = distance_mm / np.float32(self.half_mm.min())
         return result
@@ -546,20 +569,21 @@ def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
         be placed. Vessels in the lungs count as lung.
     """
     space = _ChestSpace.draw(rng, grid)
-    voxel = space.voxel_mm
+    voxel_mm = space.voxel_mm
     size = rng.uniform(0.92, 1.0, size=3)  # of this patient along each axis
     torso = space.torso_depth(size)
-    lung = coverage(np.minimum(space.lung_depth(size), -space.heart_depth()), voxel)
+    lung = coverage(np.minimum(space.lung_depth(size), -space.heart_depth()), voxel_mm)
     vessels = _draw_vessels(rng, grid, space)
     air = _draw_air(rng, grid, space)
-    # shells 10 mm below the skin, cut into oblique ribs every 24 mm
-    shell = coverage(4 - np.abs(torso - 10), voxel)
+    # a shell 10 mm below the skin, 8 mm thick, cut into oblique ribs every 24 mm
+    shell = coverage(4 - np.abs(torso - 10), voxel_mm)
     rib = shell * (np.cos((space.z + 0.5 * space.y) * 2 * np.pi / 24) > 0.2)
-    spine = coverage(15 - np.hypot(space.x, space.y + 0.7 * space.half_mm[1]), voxel)
-    hounsfield = np.full(grid.shape, -1000, np.float32)
+    # a cylinder with a radius of 15 mm near the back
+    spine = coverage(15 - np.hypot(space.x, space.y + 0.7 * space.half_mm[1]), voxel_mm)
+    hounsfield = np.full(grid.shape, -1000, np.float32)  # air
     # share and Hounsfield units of each tissue; a later one replaces the earlier ones
     tissues: list[tuple[Field, Any]] = [
-        (coverage(torso, voxel), 40),
+        (coverage(torso, voxel_mm), 40),
         (rib, 350),
         (spine, 180),
         (lung, air),
@@ -576,8 +600,9 @@ def _draw_vessels(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
     Return the share 0..1 of each voxel that a vessel covers.
     """
     hilum = space.hilum_distance()
-    large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
-    return np.maximum(large, _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum)))
+    large = _vessel_share(rng, grid, wave_mm=55, radius_mm=4.5 * np.exp(-1.5 * hilum))
+    small = _vessel_share(rng, grid, wave_mm=24, radius_mm=1.4 * np.exp(-0.7 * hilum))
+    return np.maximum(large, small)
 
 
 def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
@@ -585,8 +610,9 @@ def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
 
     Lung is denser at the back of the chest, because the patient is on his or her back.
     """
-    fine = smooth_field(rng, grid.shape, grid.spacing_mm, 7.0)
-    coarse = smooth_field(rng, grid.shape, grid.spacing_mm, 25.0)
+    fine = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm=7.0)
+    coarse = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm=25.0)
+    # y is in mm, positive at the front: 0.4 HU per mm
     return rng.normal(-860, 20) - np.float32(0.4) * space.y + 12 * fine + 18 * coarse
 
 
@@ -638,7 +664,7 @@ def write_ct_phantoms(
         )
         for lesion in lesions:
             is_solid = rng.random() > 0.2  # otherwise the nodule is ground glass
-            level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
+            level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)  # HU
             # a vessel in a nodule of ground glass stays as dense as it is
             excess = np.maximum(np.float32(level) - hounsfield[lesion.box], 0)
             hounsfield[lesion.box] += lesion.share * np.float32(contrast) * excess
@@ -657,8 +683,8 @@ def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field
 
     The blur has σ = 0.6 mm. The noise has a standard deviation of 40 HU, and a grain of σ = 0.5 mm.
     """
-    white = rng.standard_normal(hounsfield.shape, dtype=np.float32)
-    grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])
+    white_noise = rng.standard_normal(hounsfield.shape, dtype=np.float32)
+    grain = ndimage.gaussian_filter(white_noise, [0.5 / s for s in spacing_mm])
     blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
     result: Field = blurred + np.float32(40 / grain.std()) * grain
     return result
@@ -672,14 +698,16 @@ def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
     and 99.7 percentiles of the image become 0 and 4095. `attenuation` `[y, x]` is the exponent of
     the absorption along the ray of each pixel.
     """
-    wide = 0.09 * min(attenuation.shape)  # σ of the scatter in pixels
+    scatter_sigma = 0.09 * min(attenuation.shape)  # in pixels
     light = np.exp(-attenuation)
-    light = light + 0.3 * ndimage.gaussian_filter(light, wide, truncate=2.0)
+    # the scatter is 30 % of the light
+    light = light + 0.3 * ndimage.gaussian_filter(light, scatter_sigma, truncate=2.0)
     photons = 4e5  # that a pixel receives without a patient
+    # the detector blurs with σ = 0.6 pixels
     counts = rng.poisson(ndimage.gaussian_filter(light, 0.6) * photons)
-    density = -np.log(np.maximum(counts, 1) / photons)
+    density = -np.log(np.maximum(counts, 1) / photons)  # the logarithm of 0 is infinite
     # reduce slow changes of brightness, as the processing of digital radiographs does
-    density -= 0.5 * ndimage.gaussian_filter(density, wide, mode="nearest", truncate=2.0)
+    density -= 0.5 * ndimage.gaussian_filter(density, scatter_sigma, mode="nearest", truncate=2.0)
     lower, upper = np.percentile(density, (0.02, 99.7))
     result: Field = np.rint(np.clip((density - lower) / (upper - lower), 0, 1) * 4095)
     return result
@@ -740,7 +768,9 @@ def write_xray_phantoms(
             gap=3,
         )
         for lesion in lesions:
-            density = 0.0164 * rng.uniform(0.9, 2.0)  # per mm; tissue replaces lung
+            # per mm: 0.0205 of water minus 0.0041 of lung (−800 HU), which the nodule replaces,
+            # times a random factor
+            density = 0.0164 * rng.uniform(0.9, 2.0)
             absorbed = np.float32(contrast * density) * lesion.share * _thickness_mm(lesion)
             attenuation[lesion.box] += absorbed
         return _acquire_radiograph(rng, attenuation), instances
@@ -764,7 +794,9 @@ def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
     Returns:
         The integrals on the grid of the radiograph `[y, x]`, first row at the top.
     """
-    sums = values.sum(axis=1)[::-1] * depth_mm  # the first row of a picture is its top
+    # reversed, because z points up, and the first row of a picture is its top
+    sums = values.sum(axis=1)[::-1] * depth_mm
+    # twice the resolution; cut, because an odd number of rows or columns was rounded up
     result: Field = ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]]
     return result
 
@@ -776,6 +808,7 @@ def _thickness_mm(lesion: _Lesion) -> Field:
     of a ball of radius r has the length 2r·√(d·(2 − d)) inside the ball. For an irregular outline,
     d is 1 at the point farthest from the edge.
     """
+    # padded, because the border of the box must count as the edge of the nodule
     from_edge = ndimage.distance_transform_edt(np.pad(lesion.share >= 0.5, 1))[1:-1, 1:-1]
     d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
     result: Field = lesion.diameter_mm * np.sqrt(d * (2 - d))
@@ -795,14 +828,14 @@ def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (case, levels, instances, geometry) in enumerate(cases, start=1):
+    for image_id, (case, levels, instances, geometry) in enumerate(cases, start=1):
         png = f"{case}.png"
         write_array(folder / "images" / png, levels.astype(np.uint16), geometry)
         write_array(folder / "masks" / png, instances.astype(np.uint16), geometry)
         height, width = geometry.shape
         images.append(
             {
-                "id": number,
+                "id": image_id,
                 "file_name": png,
                 "mask_file": png,
                 "patient": case,
@@ -812,11 +845,11 @@ def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_
             }
         )
         for label, (rows, columns) in enumerate(ndimage.find_objects(instances), start=1):
-            size = columns.stop - columns.start, rows.stop - rows.start
+            size = columns.stop - columns.start, rows.stop - rows.start  # width and height
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": number,
+                    "image_id": image_id,
                     "category_id": 1,
                     "bbox": [float(n) for n in (columns.start, rows.start, *size)],
                     "area": int((instances == label).sum()),
@@ -866,6 +899,7 @@ def draw_cases(
         n_lesion_free = int((index + 1) * lesion_free_share + 1e-9)  # 0.29 · 100 is 28.999…
         case = f"{prefix}_{index:03d}"
         rng = default_rng([seed, index])
+        # the case has no lesion if it increases the number of cases without a lesion
         image, lesions = simulate(rng, (0, 0) if n_lesion_free > n_free_before else n_lesions)
         yield SimulatedCase(case, image, lesions, geometry)
         if progress:
@@ -904,11 +938,11 @@ def write_nnunet_raw(
             "number, or increase data.phantoms.n_cases."
         )
     for index, (case, image, lesions, geometry) in enumerate(cases):
-        part = "Tr" if index < n_cases - n_test else "Ts"
+        suffix = "Tr" if index < n_cases - n_test else "Ts"
         stored = np.clip(np.rint(image), -32768, 32767).astype(np.int16)
-        write_array(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
+        write_array(folder / f"images{suffix}" / f"{case}_0000.nii.gz", stored, geometry)
         mask = (lesions > 0).astype(np.uint8)
-        write_array(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
+        write_array(folder / f"labels{suffix}" / f"{case}.nii.gz", mask, geometry)
     write_dataset_json(
         folder,
         [channel],
@@ -941,6 +975,7 @@ def _settings_of(write: Callable[..., None]) -> type[Settings]:
     for name, parameter in signature(write).parameters.items():
         if name not in ("folder", "progress"):  # these are not settings
             is_required = parameter.default is Parameter.empty
+            # pydantic's default `...` means that the field is required
             fields[name] = (parameter.annotation, ... if is_required else parameter.default)
     return create_model(write.__name__, __base__=Settings, **fields)
 
@@ -973,36 +1008,37 @@ def simulate_once(
         "ct": write_ct_phantoms,
         "xray": write_xray_phantoms,
     }
-    given = dict(phantoms)
-    kind = str(given.pop("kind", None))
+    arguments = dict(phantoms)
+    kind = str(arguments.pop("kind", None))
     require_one_of("data.phantoms.kind: the kind", kind, writers)
     write = writers[kind]
     try:
-        settings = read(_settings_of(write), given)
+        settings = read(_settings_of(write), arguments)
     except ConfigError as error:
         raise ConfigError(f"data.phantoms: {error}") from None
     stored = {"kind": kind, **settings.to_plain()}
     if root.exists():
         path = root / SETTINGS
         # a folder without the file is data of the user, which is used as it is
-        before = read_json(path) if path.is_file() else stored
-        if isinstance(before, dict) and "kind" not in before:  # version 1.0 did not store it
-            before = {"kind": kind, **before}
-        if before != stored:
+        earlier = read_json(path) if path.is_file() else stored
+        if isinstance(earlier, dict) and "kind" not in earlier:  # version 1.0 did not store it
+            earlier = {"kind": kind, **earlier}
+        if earlier != stored:
             raise ConfigError(
-                f"{root} was simulated with other settings ({before}, not {stored}). Set "
+                f"{root} was simulated with other settings ({earlier}, not {stored}). Set "
                 "data.root to another folder, or remove this one."
             )
         return
     log.info("Simulated scans are written to %s.", root)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
+        # an interrupted run must not leave an incomplete dataset at `root`
         with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
-            made = Path(folder) / root.name
+            unfinished = Path(folder) / root.name
             with bar() as progress:
-                write(made, **dict(settings), progress=progress)
-            write_json(made / SETTINGS, stored)
+                write(unfinished, **dict(settings), progress=progress)
+            write_json(unfinished / SETTINGS, stored)
             if not root.exists():  # another process may have been faster
-                made.replace(root)
+                unfinished.replace(root)
     except OSError as error:
         raise OutputError(f"{root}: the simulated dataset cannot be written: {error}.") from error
