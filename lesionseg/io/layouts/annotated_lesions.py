@@ -24,7 +24,7 @@ MAX_LABELS = 255  # the values of an 8-bit mask
 UPRIGHT = "Write the upright box around it, or its corners as a polygon (COCO, YOLO)"
 # the name of a class for images without a lesion, as VinDr-CXR writes it
 NO_FINDING = re.compile(r"(?i)\s*no[\s_-]*(?:findings?|lesions?|abnormalit(?:y|ies))\s*")
-_LARGEST = 1e9  # largest coordinate
+_NUMBER_LIMIT = 1e9  # above every coordinate of an image
 
 Unit = Literal["pixel", "share", "mm"]
 Polygons = tuple[tuple[float, ...], ...]  # x, y, x, y, … of each
@@ -110,11 +110,11 @@ def parse_number(name: str, cell: str) -> float:
     """
     value = np.nan
     with suppress(ValueError):
-        value = float(cell.replace("_", "?"))  # float() would skip an underscore
-    if not abs(value) < _LARGEST:  # also False for NaN
+        value = float(cell.replace("_", "?"))  # float("1_0") would be 10
+    if not abs(value) < _NUMBER_LIMIT:  # also False for NaN
         hint = " with a decimal point" if "," in cell else ""
-        if abs(value) >= _LARGEST:
-            hint = f" below {_LARGEST:g} in absolute value"
+        if abs(value) >= _NUMBER_LIMIT:
+            hint = f" below {_NUMBER_LIMIT:g} in absolute value"
         raise DatasetError(f"{name} is {cell[:40]!r}. Write a number{hint}.")
     return value
 
@@ -124,7 +124,7 @@ def outline_box(polygons: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
     Each polygon is a sequence x, y, x, y, … of coordinates.
     """
-    # rows (x, y); [::-1] exchanges the axes of their minimum and maximum
+    # points has a row (x, y) per point; [::-1] turns the minimum and the maximum into (y, x)
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
     return tuple(np.concatenate([points.min(axis=0)[::-1], points.max(axis=0)[::-1]]).tolist())
 
@@ -144,15 +144,15 @@ def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, st
     {1: 'mass', 2: 'nodule', 3: 'nodule (2)'}
     """
     names: dict[int, str] = {}
-    changed: list[str] = []
+    renamings: list[str] = []
     for value, name in name_of.items():
         names[value] = free_name(name, names.values(), "{name} ({number})")
         if names[value] != name:
-            changed.append(f"label {value} is now called {names[value]!r}")
-    if not changed:
+            renamings.append(f"label {value} is now called {names[value]!r}")
+    if not renamings:
         return names, []
     text = (
-        f"{path}: several labels have the same name, so {join_names(changed)}. Give each label its "
-        "own name, or merge them with data.merge_labels=true (evaluate merge_labels=true)."
+        f"{path}: several labels have the same name, so {join_names(renamings)}. Give each label "
+        "its own name, or merge them with data.merge_labels=true (evaluate merge_labels=true)."
     )
     return names, [Finding("label_names", text)]

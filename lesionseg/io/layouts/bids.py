@@ -40,7 +40,8 @@ def is_bids(root: Path) -> bool:
 def read_bids(root: Path) -> Table:
     """Read a BIDS folder as a table with one case per session. Label 1 is the lesion.
 
-    - The images of a session are located next to its mask, otherwise in its raw folder.
+    - The images of a session are located next to its mask, otherwise in its raw folder, such as
+      `sub-01/ses-02`.
     - A channel is a suffix, such as FLAIR, of which every session has an image. In the first
       session, this image must be on the grid of the mask.
     - If a session has several images of one suffix, the entities in the name of the mask decide
@@ -53,11 +54,12 @@ def read_bids(root: Path) -> Table:
     images: dict[str, dict[str, Path]] = {}
     findings: list[Finding] = []
     mask_files = _find_masks(root)
-    n_masks = Counter(map(_session_of, mask_files))
+    n_masks_of_session = Counter(map(_session_of, mask_files))
     # the mask and the images of each case
     for mask in mask_files:
         session = _session_of(mask)
-        has_several = n_masks[session] > 1
+        has_several = n_masks_of_session[session] > 1
+        # without the entities and the suffix that describe the mask: sub-01_run-1
         case = _AFTER_SCAN.sub("", strip_suffix(mask)) if has_several else session
         with collect_errors(findings, case, mask):
             if not session:
@@ -67,6 +69,7 @@ def read_bids(root: Path) -> Table:
                 raise DatasetError(
                     f"the session {session} has no image. Add one, or remove the mask."
                 )
+            # the names of two masks give one case, or they choose the same images
             if has_several and (case in masks or session_images in images.values()):
                 raise DatasetError(
                     f"this is a second lesion mask of the images of {case}. Name the one that "
@@ -77,34 +80,35 @@ def read_bids(root: Path) -> Table:
     # the suffixes that are channels, and a row for each case
     channels: list[str] = []
     if images:
-        with collect_errors(findings, "", root):
+        with collect_errors(findings, case="", where=root):
             channels = _find_channels(root, images, masks, findings)
     rows: list[Row] = []
     if channels:  # there are no cases if no image is on the grid of its mask
-        for case, files in images.items():
-            case_images = tuple(files[channel] for channel in channels)
-            rows.append(Row(CaseFiles(case, case_images, masks[case], case.partition("_")[0])))
-    findings += _find_without_mask(root, n_masks)
+        for case, image_of_suffix in images.items():
+            case_images = tuple(image_of_suffix[channel] for channel in channels)
+            subject = case.partition("_")[0]
+            rows.append(Row(CaseFiles(case, case_images, reference=masks[case], group=subject)))
+    findings += _find_without_mask(root, n_masks_of_session)
     return Table(root, rows, Labels.of({1: "lesion"}), tuple(channels), findings)
 
 
 def _find_masks(root: Path) -> list[Path]:
     """Return the lesion masks of a folder and its subfolders, sorted.
 
-    A lesion mask is an image file `sub-*_label-lesion_mask` or similar, see `_MASK`.
+    A lesion mask is an image file such as `sub-01_label-lesion_mask` or `sub-01_label-L_dseg`.
     """
-    found = sorted(filter(is_image_file, root.rglob("sub-*_label-*")))
-    return [file for file in found if _MASK.fullmatch(strip_suffix(file))]
+    files = sorted(filter(is_image_file, root.rglob("sub-*_label-*")))
+    return [file for file in files if _MASK.fullmatch(strip_suffix(file))]
 
 
-def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
+def _find_without_mask(root: Path, sessions_with_mask: Collection[str]) -> list[Finding]:
     """Return a finding that lists the sessions with images but without a mask.
 
     The list is empty if each session has a mask. Only images in raw folders `sub-*` directly below
-    `root` count. `masks` are the ids of the sessions with a mask.
+    `root` count. `sessions_with_mask` are ids such as `sub-01_ses-02`.
     """
     sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
-    names = sorted(session for session in sessions if session and session not in masks)
+    names = sorted(session for session in sessions if session and session not in sessions_with_mask)
     words = "without a lesion mask, left out"
     advice = " A lesion-free session needs a mask of zeros."
     return findings_about(root, names, "session", words, advice=advice, severity="warning")
@@ -144,35 +148,35 @@ def _find_channels(
         DatasetError: If no suffix is a channel.
         ReadError: If the mask of the first session is damaged.
     """
-    first, images_of_first = next(iter(images.items()))
-    shared = set(images_of_first)
-    everything: set[str] = set()
+    first_session, first_images = next(iter(images.items()))
+    in_every_session = set(first_images)
+    in_any_session: set[str] = set()
     for files in images.values():
-        shared &= set(files)
-        everything |= set(files)
-    grid = read_geometry(masks[first])
+        in_every_session &= set(files)
+        in_any_session |= set(files)
+    grid = read_geometry(masks[first_session])
     channels: list[str] = []
-    for name in sorted(shared):
-        with suppress(LesionsegError):
+    for suffix in sorted(in_every_session):
+        with suppress(LesionsegError):  # an image that cannot be read is no channel
             # the tolerance is half of the shortest side of a voxel
-            if read_geometry(images_of_first[name]).matches(grid, 0.5 * min(grid.spacing_mm)):
-                channels.append(name)
+            if read_geometry(first_images[suffix]).matches(grid, 0.5 * min(grid.spacing_mm)):
+                channels.append(suffix)
     if not channels:
         raise DatasetError(
-            f"none of the kinds of image ({', '.join(sorted(everything))}) exists in every "
-            f"session, and is readable and on the grid of the mask in the session {first}. Add or "
-            "replace images, or resample them onto the grid of the masks."
+            f"none of the kinds of image ({', '.join(sorted(in_any_session))}) exists in every "
+            f"session, and is readable and on the grid of the mask in the session {first_session}. "
+            "Add or replace images, or resample them onto the grid of the masks."
         )
-    names = sorted(everything - set(channels))
+    left_out = sorted(in_any_session - set(channels))
     words = (
         "not in every session, or not readable or not on the grid of the mask in the session "
-        f"{first}, and so left out"
+        f"{first_session}, and so left out"
     )
-    findings += findings_about(root, names, "image type", words, severity="warning")
+    findings += findings_about(root, left_out, "image type", words, severity="warning")
     return channels
 
 
-def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
+def _find_images(root: Path, session: str, mask: Path) -> dict[str, Path]:
     """Return the image of each suffix that belongs to a mask, such as {"FLAIR": …}.
 
     Return {} if there is none. Images are searched in the folder of the mask and its subfolders. If
@@ -180,26 +184,26 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
 
     Args:
         root: The BIDS folder.
-        case: The session as a case id, such as `sub-01_ses-02`.
+        session: Subject and session, such as `sub-01_ses-02`.
         mask: The lesion mask.
 
     Raises:
         DatasetError: If several images of a suffix may belong to the mask.
     """
-    raw_folder = root.joinpath(*case.split("_"))  # sub-01/ses-02
+    raw_folder = root.joinpath(*session.split("_"))  # sub-01/ses-02
     for folder in (mask.parent, raw_folder):
         images: dict[str, list[Path]] = {}
-        for file in sorted(folder.rglob(f"{case}_*")):
-            channel = strip_suffix(file).rpartition("_")[2]
-            if is_image_file(file) and "label-" not in file.name and channel not in _NOT_CHANNELS:
-                images.setdefault(channel, []).append(file)
-        found = {
-            channel: image
-            for channel, files in images.items()
+        for file in sorted(folder.rglob(f"{session}_*")):
+            suffix = strip_suffix(file).rpartition("_")[2]
+            if is_image_file(file) and "label-" not in file.name and suffix not in _NOT_CHANNELS:
+                images.setdefault(suffix, []).append(file)
+        image_of_suffix = {
+            suffix: image
+            for suffix, files in images.items()
             if (image := _choose_image(files, mask)) is not None
         }
-        if found:
-            return found
+        if image_of_suffix:
+            return image_of_suffix
     return {}
 
 
@@ -218,16 +222,17 @@ def _choose_image(files: Sequence[Path], mask: Path) -> Path | None:
     possible = [
         file
         for file in files
+        # entities of the image replace those of the mask: any other value makes this False
         if mask_entities.items() <= {**mask_entities, **_entities_of(file)}.items()
     ]
-    same = [file for file in possible if _entities_of(file) == mask_entities]
-    if len(possible) > 1 and len(same) != 1:
+    with_equal_entities = [file for file in possible if _entities_of(file) == mask_entities]
+    if len(possible) > 1 and len(with_equal_entities) != 1:
         names = join_names([file.name for file in possible])
         raise DatasetError(
             f"several images may belong to {mask.name}: {names}. Name the mask like its image "
             "(run-, acq-, space-), or write a manifest.csv (case, image, reference)."
         )
-    return next(iter(same or possible), None)
+    return next(iter(with_equal_entities or possible), None)
 
 
 def _entities_of(file: Path) -> dict[str, str]:

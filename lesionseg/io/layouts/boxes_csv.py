@@ -79,25 +79,33 @@ def read_boxes_csv(root: Path) -> Table:
     lines = read_csv_lines(path)
     columns = read_csv_columns(path)
     _require_columns(path, columns)
-    images = read_manifest(root) if (root / MANIFEST).is_file() else _table_of_images(root)
+    image_table = read_manifest(root) if (root / MANIFEST).is_file() else _table_of_images(root)
     labels = _read_or_number_labels(root, [cells["label"] for _, cells in lines])
     value_of = {name: value for value, name in labels.value_names.items()}
-    case_of = _case_names(root, [row.files for row in images.rows])
-    has_mask = {row.files.case for row in images.rows if row.files.reference is not None}
-    rows = list(images.rows)
-    findings = [*images.findings, *column_findings(path, columns, _KNOWN_COLUMNS, "has no effect")]
+    case_of = _case_names(root, [row.files for row in image_table.rows])
+    cases_with_mask = {
+        row.files.case for row in image_table.rows if row.files.reference is not None
+    }
+    rows = list(image_table.rows)
+    findings = [
+        *image_table.findings,
+        *column_findings(path, columns, _KNOWN_COLUMNS, "has no effect"),
+    ]
     for line, cells in lines:
         where = f"{path}: line {line}"
         case = case_of.get(cells["case"], cells["case"])
-        row = Row(CaseFiles(case, ()), where)
+        row = Row(CaseFiles(case, images=()), where)  # stays without lesions if a cell is wrong
         with collect_errors(findings, case, where):
-            if case in has_mask:
+            if case in cases_with_mask:
                 raise DatasetError(
                     f"the case {case!r} has a mask in {MANIFEST}. Remove the mask or the row."
                 )
             row = _read_row(case, cells, value_of, where)
         rows.append(row)
-    return replace(images, path=path, rows=rows, labels=labels, findings=findings, is_complete=True)
+    # is_complete: an image without a row has no lesion
+    return replace(
+        image_table, path=path, rows=rows, labels=labels, findings=findings, is_complete=True
+    )
 
 
 def _require_columns(path: Path, present: Iterable[str]) -> None:
@@ -134,7 +142,8 @@ def _read_or_number_labels(root: Path, names: Iterable[str]) -> Labels:
     if is_file_or_broken_link(root / LABELS):
         return read_labels(root)
     ordered = sorted({name for name in names if name} or {"lesion"}, key=numbers_first)
-    ordered.sort(key=lambda name: NO_FINDING.fullmatch(name) is not None)  # leaves no gap
+    # these go last, so that their removal leaves no gap in the numbers; the others keep their order
+    ordered.sort(key=lambda name: NO_FINDING.fullmatch(name) is not None)
     return Labels.of(dict(enumerate(ordered, start=1)))
 
 
@@ -154,10 +163,11 @@ def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], 
     """
     assigned = parse_role_and_fold(cells)
     files = CaseFiles(
-        case, (), group=cells.get("group", ""), role=assigned.role, fold=assigned.fold
+        case, images=(), group=cells.get("group", ""), role=assigned.role, fold=assigned.fold
     )
     lesion = _parse_lesion(cells, value_of, where)
-    return Row(files, where, () if lesion is None else (lesion,), cells.get("reader", ""))
+    reader = cells.get("reader", "")
+    return Row(files, where, lesions=() if lesion is None else (lesion,), reader=reader)
 
 
 def _parse_lesion(
@@ -174,11 +184,11 @@ def _parse_lesion(
     """
     # y and x always, z only if the row has a cell of it
     axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
-    names = [name for axis in axes for name in axis]
-    if NO_FINDING.fullmatch(cells["label"]) or not any(map(cells.get, names)):
+    coordinates = [name for axis in axes for name in axis]
+    if NO_FINDING.fullmatch(cells["label"]) or not any(map(cells.get, coordinates)):
         return None
     corners: dict[str, float] = {}
-    for name in names:
+    for name in coordinates:
         if not cells.get(name):
             raise DatasetError(
                 f"{name} is empty, but another coordinate is not. Fill it in, or empty all "
@@ -192,7 +202,7 @@ def _parse_lesion(
                 f"If {high} is a length, write {low} + length. Otherwise write the corner with the "
                 "smaller coordinates first."
             )
-    # degrees, in a column of some label tools; by a multiple of 180 a box covers the same pixels
+    # some label tools write a column `rotation` in degrees; at 180° a box covers the same pixels
     if round(parse_number("rotation", cells.get("rotation") or "0"), 1) % 180:
         raise DatasetError(f"the box is rotated. {UPRIGHT}.")
     box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
@@ -215,7 +225,8 @@ def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
         raise DatasetError("the label is empty. Name what is in the box.")
     if name in value_of:
         return value_of[name]
-    number = name.lstrip("0")  # compared as text, because int() rejects very long numbers
+    # "01" is label 1; compared as text, because int() rejects very long numbers
+    number = name.lstrip("0")
     if number in map(str, value_of.values()):
         return int(number)
     raise DatasetError(
@@ -237,7 +248,8 @@ def _table_of_images(root: Path) -> Table:
     files = list_images(folder)
     _refuse_channels(files)
     rows = [Row(CaseFiles(path_id(file.relative_to(folder)), (file,))) for file in files]
-    unread = find_unread_files(folder, folders=False)
+    unread = find_unread_files(folder, folders=False)  # subfolders are searched above
+    # `read_boxes_csv` replaces these labels
     return Table(folder, rows, Labels.of({1: "lesion"}), findings=unread)
 
 
@@ -247,15 +259,15 @@ def _refuse_channels(files: Iterable[Path]) -> None:
     Without a manifest, each image is a case of its own. `P1_0000.nii` and `P1_0001.nii` would then
     be two cases. The numbers of pictures and DICOM radiographs are not channel numbers.
     """
-    channels: dict[tuple[Path, str], Path] = {}
+    first_of_case: dict[tuple[Path, str], Path] = {}
     for file in files:
         name, number = split_channel(strip_suffix(file))
         if number is None or is_raster(file) or is_dicom_image(file):
             continue
-        other = channels.setdefault((file.parent, name), file)
-        if other != file:
+        first = first_of_case.setdefault((file.parent, name), file)
+        if first != file:
             raise DatasetError(
-                f"{other} and {file.name} look like two channels of one case. Write them into a "
+                f"{first} and {file.name} look like two channels of one case. Write them into a "
                 f"{MANIFEST} next to {BOXES_FILE}, with the columns case, image and image_0001."
             )
 
@@ -270,10 +282,11 @@ def _case_names(root: Path, cases: Iterable[CaseFiles]) -> dict[str, str]:
     ids_of_name: dict[str, set[str]] = {}
     for files in cases:
         image = files.images[0]
-        if not image.is_relative_to(root):
+        if not image.is_relative_to(root):  # named by its case id only
             continue
         path = image.relative_to(root).as_posix()
         for name in (path, re.sub(r"^images/", "", path)):
+            # with and without the suffix of the file
             for alias in (name, name.removesuffix(image.name) + strip_suffix(image)):
                 ids_of_name.setdefault(alias, set()).add(files.case)
     unique = {name: next(iter(ids)) for name, ids in ids_of_name.items() if len(ids) == 1}

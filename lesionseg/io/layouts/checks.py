@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 _NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
 # files in the folders of runs, predictions and scores
-_OWN_RESULTS = {CONFIG, "predictions.csv", "scores.json"}
+_FILES_OF_RESULTS = {CONFIG, "predictions.csv", "scores.json"}
 
 
 def findings_about(
@@ -47,7 +47,7 @@ def findings_about(
         words: The words after the count that say why the entries are listed, such as `without a
             row, left out`.
         kind: The kind of the finding, see `Finding`.
-        maximum: The number of names that are listed.
+        maximum: The number of names that are listed. The count includes the others.
         advice: A sentence after the names, which begins with a space.
         severity: The severity of the finding.
     """
@@ -80,7 +80,8 @@ def listed_file(folder: Path, name: str) -> Path:
     Separators of Windows become slashes, unless a file with backslashes in its name exists.
     """
     path = folder / name
-    with suppress(OSError):  # a path of Windows may be too long for the name of a file
+    # a path of Windows is a single file name elsewhere, which may be too long for `exists`
+    with suppress(OSError):
         if "\\" not in name or path.exists():
             return path
     return folder / name.replace("\\", "/")
@@ -96,24 +97,25 @@ def list_images(folder: Path) -> list[Path]:
       returned. Case ids therefore do not depend on the order in which the disk lists the folders.
     - A broken link to an image is listed, so that reading it reports the error.
     """
-    found: list[Path] = []
-    seen: set[str] = set()  # real paths of the searched folders
+    images: list[Path] = []
+    searched: set[str] = set()  # real paths of folders
     starts = [folder]
     while starts:
         links: list[Path] = []  # searched after all folders without a link
         for top, folders, names in chain.from_iterable(map(os.walk, starts)):
             real_path = os.path.realpath(top)
-            has_results = bool(seen) and not _OWN_RESULTS.isdisjoint(names)
-            if real_path in seen or has_results:
+            # the first folder, whose contents the user asks for, is searched in any case
+            has_results = bool(searched) and not _FILES_OF_RESULTS.isdisjoint(names)
+            if real_path in searched or has_results:
                 folders.clear()  # `os.walk` enters the folders that remain in this list
                 continue
-            seen.add(real_path)
+            searched.add(real_path)
             folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
             links += [link for name in folders if (link := Path(top, name)).is_symlink()]
-            images = filter(is_image_file, (Path(top, name) for name in names))
-            found += filter(is_file_or_broken_link, images)
+            with_suffix = filter(is_image_file, (Path(top, name) for name in names))
+            images += filter(is_file_or_broken_link, with_suffix)
         starts = sorted(links)
-    return sorted(found)
+    return sorted(images)
 
 
 def find_unread_files(
@@ -134,10 +136,10 @@ def find_unread_files(
     files = [path for path in entries if not path.is_dir()]
     known = (*SUFFIXES, *usual, *TEXT_SUFFIXES)
     unread = [path for path in files if path.suffix and not path.name.lower().endswith(known)]
-    if unread:  # otherwise no header is read
+    if unread:  # `voxel_files` opens header files, so it is called only if necessary
         unread = sorted({*unread} - voxel_files(files))
     kinds = {path.suffix for path in unread}
-    if folders and len(files) < len(entries):
+    if folders and len(files) < len(entries):  # there are subfolders
         unread += [path for path in entries if path.is_dir()]
         kinds.add("folders")
     return findings_about(

@@ -135,13 +135,13 @@ class AnnotationFile:
                 "permissions."
             ) from error
         possible = self.images.get(Path(file_name).name, ())
-        found = [path for path in possible if path.as_posix().endswith(f"/{file_name}")]
-        if len(found) > 1:
+        matching = [path for path in possible if path.as_posix().endswith(f"/{file_name}")]
+        if len(matching) > 1:
             raise DatasetError(
-                f"{found[0]} and {found[1]} are both called {file_name}. Write the path of the "
-                "image as file_name, relative to the folder of the dataset."
+                f"{matching[0]} and {matching[1]} are both called {file_name}. Write the path of "
+                "the image as file_name, relative to the folder of the dataset."
             )
-        return found[0] if found else paths[0]
+        return matching[0] if matching else paths[0]
 
 
 def _none_if_empty(value: object) -> object:
@@ -199,9 +199,9 @@ class _Annotation(BaseModel):
                 raise ValueError("segmentation needs one more pair of brackets: [[x, y, …]]")
             case {"segmentation": dict()}:
                 fields["run_lengths"] = fields.pop("segmentation")
-            case {"bbox": [_, _, _, _, _]}:
+            case {"bbox": [_, _, _, _, _]}:  # centre, sides and angle
                 raise ValueError(f"bbox has the form of a rotated box. {UPRIGHT}")
-            case {"segmentation": [_, *_]} | {"bbox": [_, *_]}:
+            case {"segmentation": [_, *_]} | {"bbox": [_, *_]}:  # a place in the usual form
                 pass
             case _:
                 raise ValueError("there is no place. Write a bbox or a segmentation")
@@ -227,10 +227,11 @@ class _Annotation(BaseModel):
         outline = self.segmentation or self.run_lengths or ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
-            turn = 0 if outline else round(self.rotation or 0, 1) % 180  # 0 or 90 degrees
+            # in degrees; at 180° the box covers the same pixels as at 0°
+            turn = 0 if outline else round(self.rotation or 0, 1) % 180
             if turn % 90:
                 raise DatasetError(f"the box is rotated. {UPRIGHT}.")
-            shift = (width - height) * turn / 180  # half the difference at 90 degrees
+            shift = (width - height) * turn / 180  # 0 at 0°, half of the difference at 90°
             box = (y - shift, x + shift, y + height + shift, x + width - shift)
         elif self.segmentation is not None:
             box = outline_box(self.segmentation)
@@ -258,7 +259,7 @@ class _Image(BaseModel):
     patient: IdText = ""
     role: Role | None = None
     fold: Count | None = None
-    license: Any = None
+    license: Any = None  # declared so that it does not become a column
     readers: list[Reader] = []
 
 
@@ -297,22 +298,24 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
     for name in (ANNOTATIONS, _ROBOFLOW):
         if (root / name).is_file():
             return [AnnotationFile(root / name, (root / "images", root))]
-    found: list[AnnotationFile] = []
+    files: list[AnnotationFile] = []
     for path in sorted((root / "annotations").glob("*.json")):
         match = _PART_FILE.fullmatch(path.name)
         if match:
             part = match[1] or match[3]  # such as val2017, or the name after instances_
             folders = (root / part, root / "images" / part, root / "images", root)
-            found.append(AnnotationFile(path, folders, PART_ROLES.get(str(match[2]).lower())))
-    if not found:
+            role = PART_ROLES.get(str(match[2]).lower())  # match[2] is None for another part
+            files.append(AnnotationFile(path, folders, role))
+    if not files:
         # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
         for path in sorted(root.glob(f"*/{_ROBOFLOW}")):
             role = PART_ROLES.get(path.parent.name.lower())
             if role is not None:
-                found.append(AnnotationFile(path, (path.parent,), role))
-        found.sort(key=lambda file: list(PART_ROLES.values()).index(file.role or "test"))
-    are_roles = any(file.role in ("validation", "test") for file in found)
-    return found if are_roles else [replace(file, role=None) for file in found]
+                files.append(AnnotationFile(path, (path.parent,), role))
+        # train, validation, test; each file has a role here
+        files.sort(key=lambda file: list(PART_ROLES.values()).index(file.role or "test"))
+    has_other_than_train = any(file.role in ("validation", "test") for file in files)
+    return files if has_other_than_train else [replace(file, role=None) for file in files]
 
 
 def read_coco(root: Path, annotations: Path | None = None) -> Table:
@@ -385,20 +388,23 @@ def _find_labels(
         DatasetError: If one id has two names.
     """
     names: dict[int, str] = {}
-    used: set[str] = set()
+    used_ids: set[str] = set()
     for file, content in contents:
-        used |= {_entry_id(annotation, "category_id") for annotation in content.annotations}
+        used_ids |= {_entry_id(annotation, "category_id") for annotation in content.annotations}
         for category in content.categories:
-            known = names.setdefault(category.id, category.name)
-            if known != category.name:
+            first_name = names.setdefault(category.id, category.name)
+            if first_name != category.name:
                 raise DatasetError(
                     f"{file.path}: the category {category.id} is called {category.name!r}, but "
-                    f"{known!r} before, in this or another file. Give each id one name."
+                    f"{first_name!r} before, in this or another file. Give each id one name."
                 )
-    label_of = {str(number): label for label, number in enumerate(sorted(names), start=1)}
-    # of equal names, the first one is kept: Roboflow adds an unused category with the id 0
-    by_use = sorted(sorted(names), key=lambda number: str(number) not in used)
-    name_of = {label_of[str(number)]: names[number] or str(number) for number in by_use}
+    label_of = {str(category_id): label for label, category_id in enumerate(sorted(names), start=1)}
+    # used categories first, because `distinct_names` renames all but the first of equal names:
+    # Roboflow adds an unused category with the id 0 and maybe the name of a used one
+    by_use = sorted(sorted(names), key=lambda category_id: str(category_id) not in used_ids)
+    name_of = {
+        label_of[str(category_id)]: names[category_id] or str(category_id) for category_id in by_use
+    }
     label_names, findings = distinct_names(root, name_of)
     return label_names, label_of, findings
 
@@ -424,45 +430,51 @@ def _read_rows(
         label_of: The label value of each category id.
         findings: Receives the findings.
     """
-    n_images = Counter(_entry_id(record, "id") for record in content.images)
-    no_finding = [str(one.id) for one in content.categories if NO_FINDING.fullmatch(one.name)]
+    n_images_of_id = Counter(_entry_id(record, "id") for record in content.images)
+    no_finding_ids = [str(one.id) for one in content.categories if NO_FINDING.fullmatch(one.name)]
     case_of: dict[str, str] = {}
     lesions_of: dict[str, dict[str, list[AnnotatedLesion]]] = {}  # by image and reader
     rows: list[Row] = []
     # the row of each image
     for record in content.images:
-        number = _entry_id(record, "id")
-        case = case_of.setdefault(number, next(ids))
+        image_id = _entry_id(record, "id")
+        case = case_of.setdefault(image_id, next(ids))
         with collect_errors(findings, case, file.path):
             image = parse_as(_Image, record)
-            if n_images[number] > 1:
+            if n_images_of_id[image_id] > 1:
                 raise DatasetError(
-                    f"{image.file_name} has the id {number} of another image, so its annotations "
+                    f"{image.file_name} has the id {image_id} of another image, so its annotations "
                     "are not known. Give each image its own id."
                 )
             rows.append(_image_row(root, file, image, case))
-            lesions_of[number] = {reader: [] for reader in image.readers}
+            lesions_of[image_id] = {reader: [] for reader in image.readers}
     # each annotation, assigned to its image and reader
     for annotation in content.annotations:
-        number = _entry_id(annotation, "image_id")
-        category = _entry_id(annotation, "category_id")
+        image_id = _entry_id(annotation, "image_id")
+        category_id = _entry_id(annotation, "category_id")
         where = f"{file.path}: annotation {str(annotation.get('id'))[:40]}"
-        with collect_errors(findings, case_of.get(number, ""), where):
-            if number not in case_of or category not in label_of:
+        with collect_errors(findings, case_of.get(image_id, ""), where):
+            if image_id not in case_of or category_id not in label_of:
                 raise DatasetError(
-                    f"image {number[:40]} or category {category[:40]} is not listed. Add it to the "
-                    "images or categories."
+                    f"image {image_id[:40]} or category {category_id[:40]} is not listed. "
+                    "Add it to the images or categories."
                 )
-            if category in no_finding:  # its box may be empty
+            if category_id in no_finding_ids:  # its box may be empty, and this label is left out
                 annotation = {**annotation, "bbox": [0, 0, 1, 1], "segmentation": None}
-            lesion = parse_as(_Annotation, annotation).lesion(label_of[category], where)
-            if number in lesions_of:  # otherwise the entry of the image is wrong
-                lesions_of[number].setdefault(lesion.reader, []).append(lesion)
-    for number, by_reader in lesions_of.items():
+            lesion = parse_as(_Annotation, annotation).lesion(label_of[category_id], where)
+            if image_id in lesions_of:  # otherwise the entry of the image is wrong
+                lesions_of[image_id].setdefault(lesion.reader, []).append(lesion)
+    # an image without annotations and readers gets a row without lesions: it is lesion-free
+    for image_id, by_reader in lesions_of.items():
         for reader, lesions_of_reader in sorted((by_reader or {"": []}).items()):
             where = lesions_of_reader[0].where if lesions_of_reader else str(file.path)
             rows.append(
-                Row(CaseFiles(case_of[number], ()), where, tuple(lesions_of_reader), reader)
+                Row(
+                    CaseFiles(case_of[image_id], images=()),
+                    where,
+                    lesions=tuple(lesions_of_reader),
+                    reader=reader,
+                )
             )
     return rows
 
@@ -483,7 +495,9 @@ def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Ro
             `AnnotationFile.find_image`.
     """
     fields = {"pixel_mm": "", **(image.model_extra or {})}
-    columns = {k: str(value) for k, value in fields.items() if isinstance(value, str | int | float)}
+    columns = {
+        name: str(value) for name, value in fields.items() if isinstance(value, str | int | float)
+    }
     files = CaseFiles(
         case,
         (file.find_image(image.file_name),),
@@ -522,7 +536,8 @@ def _find_unlisted(
     findings: list[Finding] = []
     unlisted = {image for file in files for images in file.images.values() for image in images}
     for folder in sorted({image.parent for image in listed if image.parent.is_dir()}):
-        findings += find_unread_files(folder, folders=False)  # folders may contain more images
+        # subfolders are no unread files, because they may contain further listed images
+        findings += find_unread_files(folder, folders=False)
         unlisted |= set(filter(is_image_file, folder.iterdir()))
     names = [file.name for file in sorted(unlisted.difference(listed))]
     return [*findings, *findings_about(root, names, "image", "not listed, left out")]

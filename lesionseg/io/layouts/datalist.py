@@ -109,11 +109,12 @@ def read_datalist(root: Path) -> Table:
             )
     findings: list[Finding] = []
     rows = _read_rows(root, path, content, findings)
-    cases = with_distinct_ids([row.files for row in rows], root)
-    rows = [replace(row, files=files) for row, files in zip(rows, cases, strict=True)]
+    distinct_cases = with_distinct_ids([row.files for row in rows], root)
+    rows = [replace(row, files=case) for row, case in zip(rows, distinct_cases, strict=True)]
     n_channels = len(rows[0].files.images) if rows else 1
     names = content.get("modality")
     if not isinstance(names, dict) or len(names) != n_channels:
+        # in the form of `modality`: {"0": "CT", "1": "PET"}
         names = {str(i): f"channel {i}" for i in range(n_channels)}
     channel_names = tuple(str(names[key]) for key in sorted(names, key=numbers_first))
     return Table(path, rows, _read_or_number_labels(root, rows), channel_names, findings)
@@ -144,19 +145,19 @@ def _read_rows(
             findings.append(Finding(LISTED, text, severity="error"))
             continue
         for index, entry in enumerate(entries):
-            given = entry if isinstance(entry, dict) else {}  # `parse_as` reports a wrong type
-            keys_of_entries.add(frozenset(given))
-            if _LISTS[key] == "test" and "label" not in given:
+            fields = entry if isinstance(entry, dict) else {}  # `parse_as` reports a wrong type
+            keys_of_entries.add(frozenset(fields))
+            if _LISTS[key] == "test" and "label" not in fields:
                 continue
             where = f"{path}: {key}[{index}]"
-            case = _case_id(root, given)
+            case = _case_id(root, fields)
             with collect_errors(findings, case, where):
                 rows.append(_read_row(root, case, parse_as(_Entry, entry), _LISTS[key], where))
     # each set of keys is checked once, because most entries have the same keys
     known = tuple(_Entry.model_fields)
     for keys in sorted(map(sorted, keys_of_entries)):
-        found = column_findings(path, keys, known, "is not used")
-        findings += [finding for finding in found if finding not in findings]
+        misspelt = column_findings(path, keys, known, effect="is not used")
+        findings += [finding for finding in misspelt if finding not in findings]
     return rows
 
 
@@ -200,6 +201,7 @@ def _case_id(root: Path, entry: Mapping[str, Any]) -> str:
     """
     image_entry = entry.get("image") or ""
     image = image_entry[0] if isinstance(image_entry, list) else image_entry
+    # `listed_file` replaces the separators of Windows, so that `name` is the file name
     return str(entry.get("case") or (image and path_id(Path(listed_file(root, str(image)).name))))
 
 
@@ -220,8 +222,8 @@ def _read_row(root: Path, case: str, entry: _Entry, role: Role | None, where: st
     images = [entry.image] if isinstance(entry.image, str) else entry.image
     mask = entry.label if isinstance(entry.label, str) else None
     classes = entry.label if isinstance(entry.label, list) else None
-    is_half = (entry.box is None) != (classes is None)
-    if is_half or len(entry.box or ()) != len(classes or ()):
+    has_only_one = (entry.box is None) != (classes is None)
+    if has_only_one or len(entry.box or ()) != len(classes or ()):
         raise DatasetError(
             f"{case!r} must have the path of a mask as label, or boxes as box and as many classes "
             "as label."
@@ -229,7 +231,7 @@ def _read_row(root: Path, case: str, entry: _Entry, role: Role | None, where: st
     lesions = None
     if entry.box is not None and classes is not None:
         pairs = zip(entry.box, classes, strict=True)
-        lesions = tuple(_read_lesion(box, number + 1, where) for box, number in pairs)
+        lesions = tuple(_read_lesion(box, label=number + 1, where=where) for box, number in pairs)
     files = CaseFiles(
         case,
         tuple(listed_file(root, name) for name in images),
@@ -264,5 +266,5 @@ def _read_lesion(box: list[float], label: int, where: str) -> AnnotatedLesion:
         )
     centre = np.array(box[:3])
     half = np.array(box[3:]) / 2
-    ends = np.concatenate([centre - half, centre + half])
+    ends = np.concatenate([centre - half, centre + half])  # axes stay (x, y, z) in millimetres
     return AnnotatedLesion(label, tuple(ends.tolist()), unit="mm", where=where)

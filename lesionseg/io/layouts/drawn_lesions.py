@@ -26,7 +26,7 @@ from lesionseg.io.worker import run_in_worker
 
 logger = logging.getLogger(__name__)
 
-_FARTHEST = 10  # largest coordinate of a polygon, in sides of the image
+_MAX_SIDES = 10  # largest coordinate of a polygon, in sides of the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,8 @@ def read_annotated_reference(
     Args:
         files: The files of the case.
         geometry: The grid of the image.
-        merged: The label values that become 1. Other values do not change.
+        merged: The label values that become 1, because the labels are merged. Other values do not
+            change.
 
     Returns:
         The reference, with zeros for a lesion-free case.
@@ -82,20 +83,20 @@ def read_annotated_reference(
     _require_annotated_size(files.images[0], annotated.size, geometry)
     lesions_in_pixels = [_to_pixels(one, files.images[0], geometry) for one in annotated.lesions]
     lesions = [one for one in lesions_in_pixels if not one.is_ignored]
-    ignored = [one for one in lesions_in_pixels if one.is_ignored]
-    ignore = _draw_ignored(ignored, shape) if ignored else None
+    ignored_regions = [one for one in lesions_in_pixels if one.is_ignored]
+    ignore = _draw_ignored(ignored_regions, shape) if ignored_regions else None
     labels = np.array([1 if one.label in merged else one.label for one in lesions], np.int64)
     boxes = _clipped_boxes(lesions, shape)
-    # the number of each pixel's lesion, 0 for the background
+    # for each pixel, the lesion id from 1 in the order of `lesions`, 0 for the background
     if files.reference is not None:
-        numbers = _read_instances(files.reference, lesions, shape)
+        lesion_ids = _read_instances(files.reference, lesions, shape)
     elif lesions and not lesions_are_boxes(files):
-        numbers = _draw_instances(lesions, shape)
+        lesion_ids = _draw_instances(lesions, shape)
     else:
         return _reference_of_boxes(geometry, lesions, boxes, labels, ignore)
     # the number of pixels of each lesion; the first count is that of the background
-    n_pixels = np.bincount(numbers.ravel(), minlength=len(lesions) + 1)[1:]
-    _check_boxes(lesions, numbers, boxes, n_pixels)
+    n_pixels = np.bincount(lesion_ids.ravel(), minlength=len(lesions) + 1)[1:]
+    _check_boxes(lesions, lesion_ids, boxes, n_pixels)
     is_visible = n_pixels > 0
     if not is_visible.all():
         reason = "smaller lesions cover every pixel or another annotation has the same pixels"
@@ -105,23 +106,24 @@ def read_annotated_reference(
         logger.warning("%s: %s left out, because %s.", files.case, n_left_out, reason)
     # the arrays of the reference, without the lesions that have no pixel
     visible_labels = tuple(labels[is_visible].tolist())
-    label_of_number = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
-    # consecutive numbers: if the second of three lesions is covered, the third gets the number 2
-    new_number = np.array([0, *np.cumsum(is_visible)], np.int32)
+    label_of_id = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
+    # consecutive ids: if the second of three lesions is covered, the third gets the id 2
+    new_id = np.array([0, *np.cumsum(is_visible)], np.int32)
     return Reference(
         geometry,
-        labels=label_of_number[numbers],
-        instances=new_number[numbers],
+        labels=label_of_id[lesion_ids],
+        instances=new_id[lesion_ids],
         instance_labels=visible_labels,
         boxes=boxes[is_visible],
         box_labels=visible_labels,
-        ignore=None if ignore is None else ignore & (numbers == 0),
+        ignore=None if ignore is None else ignore & (lesion_ids == 0),
+        # also of lesions without a pixel
         annotated_boxes=_annotated_boxes(lesions, labels),
     )
 
 
 def _require_annotated_size(
-    image: Path, annotated: tuple[int, ...] | None, geometry: Geometry
+    image: Path, annotated_size: tuple[int, ...] | None, geometry: Geometry
 ) -> None:
     """Raise `GeometryError` if the annotations give another image size than the image has.
 
@@ -130,19 +132,19 @@ def _require_annotated_size(
 
     Args:
         image: The image file, for the message.
-        annotated: Height and width from the annotations, or None if they give no size.
+        annotated_size: Height and width from the annotations, or None if they give no size.
         geometry: The grid of the image.
     """
-    if annotated and annotated != geometry.shape:
+    if annotated_size and annotated_size != geometry.shape:
         advice = "Correct height and width, or the image."
-        if annotated == geometry.shape[::-1]:
+        if annotated_size == geometry.shape[::-1]:
             advice = (
                 "Annotations refer to the upright picture. If they were drawn on the stored one, "
                 "remove the picture's orientation tag (EXIF); otherwise exchange height and width."
             )
         raise GeometryError(
             f"{image} is {describe_sides(geometry.shape[::-1])} (width × height), but its "
-            f"annotations state {describe_sides(annotated[::-1])}. {advice}"
+            f"annotations state {describe_sides(annotated_size[::-1])}. {advice}"
         )
 
 
@@ -152,6 +154,7 @@ def _to_pixels(lesion: AnnotatedLesion, image: Path, geometry: Geometry) -> Anno
     - Run lengths without a box get the box of their pixels.
     - Fractions of the image ("share") are multiplied by height and width.
     - A box in millimetres is transformed into voxels.
+    - Other lesions are in pixels already and do not change.
 
     Raises:
         ContentError: If run lengths have another size than the image, if they are empty and have no
@@ -171,9 +174,11 @@ def _to_pixels(lesion: AnnotatedLesion, image: Path, geometry: Geometry) -> Anno
         return _to_voxels(lesion, geometry)
     if lesion.unit == "share":
         polygons = [
+            # [::-1]: points are (x, y), so they are multiplied by (width, height)
             tuple((np.reshape(polygon, (-1, 2)) * geometry.shape[::-1]).ravel().tolist())
             for polygon in lesion.outline
         ]
+        # `2 *` repeats the tuple: (height, width, height, width) for start and stop
         box = np.multiply(lesion.box, 2 * geometry.shape)
         return replace(lesion, box=tuple(box.tolist()), outline=tuple(polygons))
     return lesion
@@ -186,7 +191,7 @@ def _to_voxels(lesion: AnnotatedLesion, geometry: Geometry) -> AnnotatedLesion:
     array axes that contains the original box.
     """
     start, stop = np.reshape(lesion.box, (2, 3))
-    centre_ras = (start + stop) / 2 * (-1, -1, 1)  # the affine of the grid is in RAS
+    centre_ras = (start + stop) / 2 * (-1, -1, 1)  # from LPS; the affine is in RAS
     # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
     centre = geometry.to_index(centre_ras[np.newaxis])[0] + 0.5
     # half sides along the array axes: each axis gets a part of every side in millimetres
@@ -216,6 +221,7 @@ def _add_box(
     if lesion.box:
         return lesion
     (part,) = _draw_parts([lesion], shape)
+    # indices in the image, not in the crop
     pixels = np.argwhere(part.mask) + np.array([part.top, part.left])
     if not len(pixels):
         raise ContentError(
@@ -235,6 +241,7 @@ def _clipped_boxes(
             annotation.
     """
     boxes = [clip_boxes(one.box, shape, one.where) for one in lesions]
+    # the empty array gives a result for no lesions, too
     return np.concatenate([np.zeros((0, 2 * len(shape)), np.float32), *boxes])
 
 
@@ -277,9 +284,9 @@ def _reference_of_boxes(
 def _draw_instances(
     lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
-    """Draw the outlines of lesions into one array with the number of each pixel's lesion.
+    """Draw the outlines of lesions into one array with the lesion id of each pixel.
 
-    The numbers are 1 to n in the order of `lesions`, and 0 is the background. Smaller lesions are
+    The ids are 1 to n in the order of `lesions`, and 0 is the background. Smaller lesions are
     drawn last, so that larger lesions do not cover them. A lesion whose outline contains no pixel
     centre gets the pixel nearest to the centre of its box.
     """
@@ -290,8 +297,9 @@ def _draw_instances(
             y, x = np.clip(centre, 0, np.array(shape) - 1).tolist()
             parts[index] = DrawnPart(y, x, np.ones((1, 1), bool))
     instances = np.zeros(shape, np.int32)
+    # largest first
     for index in np.argsort([-int(part.mask.sum()) for part in parts], kind="stable"):
-        parts[index].paint(instances, index + 1)
+        parts[index].paint(instances, value=index + 1)
     return instances
 
 
@@ -303,7 +311,7 @@ def _draw_ignored(regions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) ->
     inside = np.zeros(shape, bool)
     for region, box in zip(regions, _clipped_boxes(regions, shape), strict=True):
         if region.outline:
-            _draw_parts([region], shape)[0].paint(inside, 1)
+            _draw_parts([region], shape)[0].paint(inside, value=1)  # True
         else:
             inside[box_slices(box, len(shape))] = True
     return inside
@@ -311,38 +319,42 @@ def _draw_ignored(regions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) ->
 
 def _check_boxes(
     lesions: Sequence[AnnotatedLesion],
-    instances: NDArray[np.int32],
+    lesion_ids: NDArray[np.int32],
     boxes: NDArray[np.float32],
     n_pixels: Integers,
 ) -> None:
     """Raise `ContentError` if most pixels of a lesion are more than one pixel outside its box.
 
-    Outline and box then probably belong to different lesions. A box with few pixels of its lesion
-    is allowed, because smaller lesions may cover them.
+    Outline and box then probably belong to different lesions. The boxes have two axes, because only
+    pictures have outlines or `mask_value`. A box with few pixels of its lesion is allowed, because
+    smaller lesions may cover them.
 
     Args:
         lesions: The lesions.
-        instances: The number of each pixel's lesion, from 1, or 0 for the background.
+        lesion_ids: The lesion id of each pixel, from 1, or 0 for the background.
         boxes: The box of each lesion.
         n_pixels: The number of pixels of each lesion.
     """
-    for number, (lesion, box, n) in enumerate(zip(lesions, boxes, n_pixels, strict=True), start=1):
-        wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # one pixel more because of rounding
-        n_inside = int((instances[box_slices(wide, 2)] == number).sum())
-        if 2 * n_inside < n:
+    for lesion_id, (lesion, box, n_of_lesion) in enumerate(
+        zip(lesions, boxes, n_pixels, strict=True), start=1
+    ):
+        # one pixel more on each side because of rounding
+        widened_box = np.concatenate([box[:2] - 1, box[2:] + 1])
+        n_inside = int((lesion_ids[box_slices(widened_box, dims=2)] == lesion_id).sum())
+        if 2 * n_inside < n_of_lesion:
             raise ContentError(
-                f"{lesion.where}: the mask of lesion {number} and its box {box.tolist()} disagree: "
-                f"{n_inside} of {n} pixels are inside. Correct one of them."
+                f"{lesion.where}: the mask of lesion {lesion_id} and its box {box.tolist()} "
+                f"disagree: {n_inside} of {n_of_lesion} pixels are inside. Correct one of them."
             )
 
 
 def _read_instances(
     path: Path, lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
-    """Read a mask of lesions and return the number of each pixel's lesion, 0 for the background.
+    """Read a mask of lesions and return the lesion id of each pixel, 0 for the background.
 
     In the mask, each lesion has the voxel value `mask_value` of its annotation. In the result, the
-    numbers are 1 to n in the order of `lesions`.
+    ids are 1 to n in the order of `lesions`.
 
     Raises:
         GeometryError: If the mask has another size than the image.
@@ -356,24 +368,27 @@ def _read_instances(
             f"{path} has {mask.shape} pixels, but its image has {shape}. Save it in the size of "
             "the image."
         )
-    number_of = {int(one.mask_value or 0): n for n, one in enumerate(lesions, start=1)}
-    unknown = sorted({int(value) for value in np.unique(mask)} - {0, *number_of})
-    if unknown or len(number_of) < len(lesions) or 0 in number_of:
+    # 0 for a lesion without `mask_value`, which is an error below
+    id_of_value = {
+        int(one.mask_value or 0): lesion_id for lesion_id, one in enumerate(lesions, start=1)
+    }
+    unknown = sorted({int(value) for value in np.unique(mask)} - {0, *id_of_value})
+    if unknown or len(id_of_value) < len(lesions) or 0 in id_of_value:
         raise ContentError(
-            f"{path} and the annotations' mask_label {sorted(number_of)} do not fit together "
+            f"{path} and the annotations' mask_label {sorted(id_of_value)} do not fit together "
             f"(values without annotation: {unknown}). Give each annotation its own mask_label, "
             "from 1."
         )
-    # a lookup table: the number of the lesion at the index of its voxel value
-    number_of_value = np.zeros(max([0, int(mask.max()), *number_of]) + 1, np.int32)
-    number_of_value[list(number_of)] = list(number_of.values())
-    result: NDArray[np.int32] = number_of_value[mask]
+    # a lookup table: the lesion id at the index of the voxel value
+    id_table = np.zeros(max([0, int(mask.max()), *id_of_value]) + 1, np.int32)
+    id_table[list(id_of_value)] = list(id_of_value.values())
+    result: NDArray[np.int32] = id_table[mask]
     return result
 
 
 def _draw_parts(lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
     """Call `draw_outlines` in the worker process, because its library may crash on an outline."""
-    return run_in_worker(draw_outlines, lesions[0].where, lesions, shape)
+    return run_in_worker(draw_outlines, lesions[0].where, lesions, shape)  # `where` names the job
 
 
 def draw_outlines(
@@ -423,7 +438,7 @@ def _encode_outline(outline: Polygons | RunLengths, shape: tuple[int, ...]) -> A
 
     height, width = shape
     if not isinstance(outline, RunLengths):
-        limit = _FARTHEST * max(shape)
+        limit = _MAX_SIDES * max(shape)  # 10 times the longer side of the image
         if max(abs(value) for polygon in outline for value in polygon) > limit:
             raise ValueError(f"a coordinate is above {limit} pixels in absolute value")
         polygons = [list(polygon) for polygon in outline]

@@ -65,20 +65,21 @@ def read_manifest(root: Path) -> Table:
         ReadError: If the table or `labels.json` cannot be read.
     """
     path = root / MANIFEST
-    lines, images = _read_lines(path)
+    lines, image_columns = _read_lines(path)
     labels = read_labels(root)
     rows: list[Row] = []
     findings: list[Finding] = []
     for line, cells in lines:
         where = f"{path}: line {line}"
         with collect_errors(findings, cells["case"], where):
-            without_reference = Row(_make_case(root, cells, images), where)
+            without_reference = Row(_make_case(root, cells, image_columns), where)
             # if a further column is wrong, the case stays listed, so that its files are checked
             rows.append(without_reference)
             files = _add_reference(without_reference.files, root, cells, labels.names)
             rows[-1] = Row(files, where)
-    findings += column_findings(path, lines[0][1], _KNOWN_COLUMNS, "is used for subgroups only")
-    return Table(path, rows, labels, images, findings)
+    columns = lines[0][1]  # every line has all columns
+    findings += column_findings(path, columns, _KNOWN_COLUMNS, "is used for subgroups only")
+    return Table(path, rows, labels, image_columns, findings)
 
 
 def _add_reference(
@@ -110,6 +111,7 @@ def _add_reference(
         require_one_of("annotated", name, names)
     if mask and instances:
         raise DatasetError("a row has either a reference or instances, not both.")
+    # the lesions of an instance mask have label 1, whose name is the first
     if instances and annotated_names and names[0] not in annotated_names:
         raise DatasetError(
             f"the lesions of an instance mask have the label {names[0]!r}, which is not in the "
@@ -169,21 +171,22 @@ def read_scan_rows(
         DatasetError: If the table has no case, or lacks a column.
         ReadError: If the table cannot be read.
     """
-    rows, images = _read_lines(path)
+    rows, image_columns = _read_lines(path)
     cases: list[CaseFiles] = []
     findings: list[Finding] = []
     n_rows = Counter(row["case"] for _, row in rows if row["case"])
     repeated = {case: n for case, n in n_rows.items() if n > 1}
     for case, n in repeated.items():
         text = f"{path}: the case {case!r} is listed {n} times. Keep one row."
-        findings.append(Finding(LISTED, text, case, "error"))
+        findings.append(Finding(LISTED, text, case, severity="error"))
     for line, row in rows:
         if row["case"] in repeated:
             continue
         with collect_errors(findings, row["case"] or f"line {line}", f"{path}: line {line}"):
-            files = _make_case(path.parent, row, images, channels)
+            files = _make_case(path.parent, row, image_columns, channels)
             if Path(files.case).name != files.case:
                 raise DatasetError(f"the case {files.case!r} is a path. Give it a name.")
+            # `patient` is the group, or the case id if there is none
             cases.append(replace(files, group=files.patient))
     return cases, findings
 
@@ -201,7 +204,7 @@ def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str
     rows = read_csv_lines(path)
     if not rows:
         raise DatasetError(f"{path}: the table has no case. Write one row per case.")
-    columns = rows[0][1]
+    columns = rows[0][1]  # the cells of the first row; each row has all columns
     for name in ("case", "image"):
         if name not in columns:
             raise DatasetError(
@@ -236,7 +239,11 @@ def _make_case(
         row["case"],
         files,
         group=row.get("group", ""),
-        columns={k: v for k, v in row.items() if k not in _OWN_COLUMNS and k not in images},
+        columns={
+            column: cell
+            for column, cell in row.items()
+            if column not in _OWN_COLUMNS and column not in images
+        },
         missing=tuple(channel for channel, name in enumerate(images[:channels]) if not row[name]),
     )
 
@@ -264,11 +271,11 @@ def read_labels(root: Path) -> Labels:
         )
     value_of: dict[str, int] = {}
     for value, name in lesions.items():
-        first = value_of.setdefault(name, value)
-        if first != value:
+        first_value = value_of.setdefault(name, value)
+        if first_value != value:
             raise DatasetError(
-                f"{path}: the values {first} and {value} are both called {name!r}. Give each value "
-                "its own name. data.merge_labels=true (evaluate merge_labels=true) then treats all "
-                "of them as one label."
+                f"{path}: the values {first_value} and {value} are both called {name!r}. Give each "
+                "value its own name. data.merge_labels=true (evaluate merge_labels=true) then "
+                "treats all of them as one label."
             )
-    return Labels.of(lesions, next(iter(ignored), None))
+    return Labels.of(lesions, ignore=next(iter(ignored), None))

@@ -65,13 +65,13 @@ class _Naming:
     """The naming of the files of a dataset.
 
     Attributes:
-        images: True if images end in a channel number such as `_0000`. Otherwise each image is the
-            only channel of its case, as in the Decathlon.
-        masks: True if the masks end in `_0000` as well, by mistake.
+        are_images_numbered: True if images end in a channel number such as `_0000`. Otherwise each
+            image is the only channel of its case, as in the Decathlon.
+        are_masks_numbered: True if the masks end in `_0000` as well, by mistake.
     """
 
-    images: bool
-    masks: bool = False
+    are_images_numbered: bool
+    are_masks_numbered: bool = False
 
 
 def read_nnunet_labels(path: Path) -> Labels:
@@ -81,7 +81,7 @@ def read_nnunet_labels(path: Path) -> Labels:
         ReadError: If the file is missing or not JSON.
         DatasetError: If a key such as `channel_names` is missing or wrong, or labels are not valid.
     """
-    return nnunet_channels_and_labels(read_json(path), path)[1]
+    return nnunet_channels_and_labels(read_json(path), path)[1]  # the labels
 
 
 def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, ...], Labels]:
@@ -114,6 +114,7 @@ def write_dataset_json(
         ending: The suffix of the images and masks.
         further: Further keys, such as `numTraining`.
     """
+    # a region is a list of values, another label one value
     values: Sequence[Any] = [list(region) for region in labels.regions] or labels.values
     content = {
         **further,
@@ -122,6 +123,7 @@ def write_dataset_json(
         "labels": {"background": 0, **dict(zip(labels.names, values, strict=True))},
     }
     if labels.regions:
+        # the mask value of each region, see `_mask_values_of_regions`
         content["regions_class_order"] = list(labels.values)
     write_json(folder / DATASET_JSON, content)
 
@@ -146,19 +148,19 @@ def read_nnunet(root: Path) -> Table:
     description = parse_as(_DatasetJson, content, path)
     names = _channel_names(description, path)
     labels = _parse_labels(description, path)
-    found = {
+    files_in = {
         folder: _find_images(root / folder, description.file_ending, findings)
         for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
     }
     # the test cases are named in the same way as the training cases
-    naming = _find_naming(found["imagesTr"], found["labelsTr"], len(names), findings)
+    naming = _find_naming(files_in["imagesTr"], files_in["labelsTr"], len(names), findings)
     rows: list[Row] = []
     for part in ("Tr", "Ts"):
         if part == "Tr" and description.dataset is not None:
             rows += _listed_rows(root, description.dataset, len(names))
             continue
-        images = _group_by_case(found[f"images{part}"], naming.images, findings)
-        masks = _group_by_case(found[f"labels{part}"], naming.masks, findings)
+        images = _group_by_case(files_in[f"images{part}"], naming.are_images_numbered, findings)
+        masks = _group_by_case(files_in[f"labels{part}"], naming.are_masks_numbered, findings)
         rows += _match_rows(part, images, masks, len(names), findings)
         if part == "Tr":
             findings += _find_differences(path, description, sorted(images.keys() & masks.keys()))
@@ -171,7 +173,8 @@ def read_nnunet(root: Path) -> Table:
         findings,
         name=str(content.get("name") or ""),
         split_file=next((file for file in split_files if file.is_file()), None),
-        layout="nnunet" if naming.images or description.dataset is not None else "msd",
+        # msd: Medical Segmentation Decathlon
+        layout="nnunet" if naming.are_images_numbered or description.dataset is not None else "msd",
     )
 
 
@@ -199,7 +202,8 @@ def _match_rows(
 ) -> list[Row]:
     """Return a row for each image and a row for each mask of the training or test cases.
 
-    The row of an image has all channels of its case.
+    The row of an image has all channels of its case. `build_dataset` joins it with the row of the
+    mask.
 
     An image without a mask gets no row:
 
@@ -217,7 +221,7 @@ def _match_rows(
     """
     rows: list[Row] = []
     for case, files in sorted(images.items()):
-        first = files[min(files)]
+        first = files[min(files)]  # of the lowest channel number
         whole_name = strip_suffix(first)
         if case not in masks and whole_name in masks:
             text = (
@@ -225,7 +229,7 @@ def _match_rows(
                 f"number, because other images end in one. If {whole_name!r} is the case, rename "
                 f"the image to {whole_name}_0000{first.name.removeprefix(whole_name)}."
             )
-            findings.append(Finding(LISTED, text, case, "error"))
+            findings.append(Finding(LISTED, text, case, severity="error"))
             masks = {name: files for name, files in masks.items() if name != whole_name}
         elif case in masks:
             channels = tuple(file for _, file in sorted(files.items()))
@@ -235,10 +239,10 @@ def _match_rows(
         elif part == "Tr":
             text = f"{first}: the training image {case!r} has no mask in labelsTr."
             text += " A lesion-free image needs a mask of zeros."
-            findings.append(Finding(LISTED, text, case, "error"))
+            findings.append(Finding(LISTED, text, case, severity="error"))
     for case, files in sorted(masks.items()):
         mask = files[min(files)]  # a mask has one file, usually without a number
-        rows.append(Row(CaseFiles(case, (), mask), mask))
+        rows.append(Row(CaseFiles(case, images=(), reference=mask), where=mask))
     return rows
 
 
@@ -253,7 +257,7 @@ def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int
         images = [root / os.path.expandvars(name) for name in entry.images]
         mask = root / os.path.expandvars(entry.label)
         missing = missing_channels(dict(enumerate(images)), n_channels)
-        rows.append(Row(CaseFiles(case, tuple(images), mask, missing=missing)))
+        rows.append(Row(CaseFiles(case, tuple(images), reference=mask, missing=missing)))
     return rows
 
 
@@ -286,7 +290,7 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
         file
         for file in files
         if file not in files_with_ending
-        # of another kind, or a copy
+        # a picture among volumes or the reverse, or a copy in another NIfTI format
         and (
             is_raster(file) != is_raster(files_with_ending[0])
             or (file.name.lower().endswith(NIFTI) and strip_suffix(file) in stems)
@@ -315,33 +319,39 @@ def _find_naming(
     A decision that may surprise the user becomes a finding.
     """
     mask_names = {strip_suffix(file) for file in masks}
-    # masks `lesion_0001` and masks `lesion` of images `lesion_0001`
+    # how many images `lesion_0001` have a mask `lesion_0001`, and how many a mask `lesion`
     numbered_images = _split_numbered(map(strip_suffix, images))
     n_masks_of_whole_name = sum(name in mask_names for name in numbered_images)
     n_masks_without_number = sum(case in mask_names for case, _ in numbered_images.values())
     if not images or n_masks_without_number > n_masks_of_whole_name:
-        return _Naming(images=True)
-    # the masks end in _0000 as well
-    first_channels = {case for case, number in _split_numbered(mask_names).values() if number == 0}
-    are_masks_first_channels = bool(mask_names) and len(first_channels) == len(mask_names)
+        return _Naming(are_images_numbered=True)
+    # masks named like a first channel: all of them end in _0000 as well
+    cases_in_mask_names = {
+        case for case, number in _split_numbered(mask_names).values() if number == 0
+    }
+    are_masks_first_channels = bool(mask_names) and len(cases_in_mask_names) == len(mask_names)
     if are_masks_first_channels:
-        numbers = [number for case, number in numbered_images.values() if case in first_channels]
+        numbers = [
+            number for case, number in numbered_images.values() if case in cases_in_mask_names
+        ]
         if len(numbers) == len(images) and max(numbers) < n_channels:
             text = (
                 f"{masks[0].parent}: the masks end in _0000 like a first channel. It is removed "
                 "from the case ids."
             )
             findings.append(Finding("names", text, severity="note"))
-            return _Naming(images=True, masks=True)
+            return _Naming(are_images_numbered=True, are_masks_numbered=True)
     if n_masks_of_whole_name == 0:
-        return _Naming(images=any(number == 0 for _, number in numbered_images.values()))
+        return _Naming(
+            are_images_numbered=any(number == 0 for _, number in numbered_images.values())
+        )
     example = next(iter(numbered_images))
     text = (
         f"{images[0].parent}: four digits at the end of a name, such as {example}, belong to "
         "the case id and are not a channel number, because the mask has the same name."
     )
     findings.append(Finding("names", text, severity="note"))
-    return _Naming(images=False)
+    return _Naming(are_images_numbered=False)
 
 
 def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
@@ -366,12 +376,13 @@ def _find_differences(path: Path, description: _DatasetJson, cases: Sequence[str
     """
     if isinstance(description.training, list):
         entries = [entry.get("image") for entry in description.training if isinstance(entry, dict)]
-        named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
+        listed_names = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
         # some lists name the file of the first channel, others the case
-        named |= {split_channel(name)[0] for name in named}
+        listed_names |= {split_channel(name)[0] for name in listed_names}
         return findings_about(
             path,
-            [case for case in cases if named and case not in named],
+            # an empty list is no list of the cases
+            [case for case in cases if listed_names and case not in listed_names],
             "case",
             "of imagesTr not in the list training",
             kind="listed_otherwise",
@@ -398,7 +409,7 @@ def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding
     for file in files:
         stem = strip_suffix(file)
         case, channel = split_channel(stem) if numbered else (stem, None)
-        number = channel or 0
+        number = channel or 0  # without a number: the first channel
         with collect_errors(findings, case, file):
             if numbered and channel is None and file.suffix.lower() not in RASTERS:
                 raise DatasetError(
@@ -425,10 +436,14 @@ def _parse_labels(description: _DatasetJson, path: Path) -> Labels:
     """
     values_of = _values_by_name(description)
     ignored = values_of.get(IGNORE, ())
-    lesions = {k: v for k, v in values_of.items() if k != IGNORE and v != (0,)}
+    lesions = {
+        name: values for name, values in values_of.items() if name != IGNORE and values != (0,)
+    }
+    # two names have equal values, or version 1 gives two values the same name
     are_repeated = len(set(values_of.values())) < len(description.labels)
-    are_lesions = all(v and {0, *ignored}.isdisjoint(v) for v in lesions.values())
-    if are_repeated or len(ignored) > 1 or not (lesions and are_lesions):
+    # each lesion has values, and none of them is the background or ignored
+    are_valid = all(values and {0, *ignored}.isdisjoint(values) for values in lesions.values())
+    if are_repeated or len(ignored) > 1 or not (lesions and are_valid):
         raise DatasetError(
             f"{path}: the labels {description.labels} are not valid. They need different names and "
             "values, 0 for the background, and at least one lesion. Write "
@@ -436,7 +451,7 @@ def _parse_labels(description: _DatasetJson, path: Path) -> Labels:
         )
     ignore = ignored[0] if ignored else None
     if all(len(values) == 1 for values in lesions.values()):
-        return Labels.of({values[0]: name for name, values in lesions.items()}, ignore)
+        return Labels.of({values[0]: name for name, values in lesions.items()}, ignore=ignore)
     return Labels(
         values=_mask_values_of_regions(description, lesions, path),
         names=tuple(lesions),
@@ -482,7 +497,7 @@ def _mask_values_of_regions(
     mask_values = description.regions_class_order or []
     has_one_per_region = len(mask_values) == len(lesions)
     are_different = len(set(mask_values)) == len(mask_values)
-    pairs = zip(lesions.values(), mask_values, strict=False)
+    pairs = zip(lesions.values(), mask_values, strict=False)  # different lengths: error below
     has_other_value = any(value not in region for region, value in pairs)
     if has_other_value or not has_one_per_region or not are_different:
         raise RegionError(

@@ -85,6 +85,7 @@ def describe_other_format(root: Path) -> str:
     It is part of the error message for a folder without known layout. The folder and two levels of
     subfolders are searched. Return "" if no file has such a format.
     """
+    # row[1] is the suffix of a format
     texts = {suffix: _read_starts(root, suffix) for suffix in {row[1] for row in _FORMATS}}
     for name, suffix, pattern, advice in _FORMATS:
         for path, text in texts[suffix].items():

@@ -213,7 +213,7 @@ def find_missing_files(dataset: Dataset) -> list[Finding]:
                     f"{file} of case {case!r} does not exist or is empty. Paths in tables are "
                     "relative to the table."
                 )
-                findings.append(Finding(LISTED, text, case, "error"))
+                findings.append(Finding(LISTED, text, case, severity="error"))
     return findings
 
 
@@ -225,6 +225,7 @@ def _describe_shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
     cases_of: dict[object, list[CaseFiles]] = {}
     for files in cases:
         if files.reference is not None:
+            # links to the same file have the same key
             cases_of.setdefault(content_place(files.reference), []).append(files)
     for sharing in cases_of.values():
         if len(sharing) > 1:
@@ -240,7 +241,7 @@ def _has_content(file: Path) -> bool:
 
     A path that cannot be accessed has no content.
     """
-    if split_series(file) is not None:
+    if split_series(file) is not None:  # `folder/series=3` is no path on the disk
         return True
     with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
         status = file.stat()
@@ -259,10 +260,11 @@ def find_layout(root: Path) -> Layout:
     layout = recognise_layout(root)
     if layout is not None:
         return layout
-    inner = [folder.name for folder in sorted(root.iterdir()) if recognise_layout(folder)]
-    if inner:
+    dataset_folders = [folder.name for folder in sorted(root.iterdir()) if recognise_layout(folder)]
+    if dataset_folders:
         raise DatasetError(
-            f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
+            f"{root} is not a dataset, but contains some: {', '.join(dataset_folders[:9])}. "
+            "Name one of them."
         )
     if (root / BOXES_FILE).is_file():
         read_boxes_csv(root)  # raises an error that lists the missing columns
@@ -282,7 +284,7 @@ def find_layout(root: Path) -> Layout:
 def _log_summary(dataset: Dataset) -> None:
     """Log the layout of a dataset and its numbers of cases, patients and partly annotated cases.
 
-    Log a warning if a patient has cases for training and for test.
+    Log a warning if a patient has cases for training and for test. External cases are test cases.
     """
     cases = dataset.cases
     tested_on = {case.group for case in cases if case.role in ("test", "external")}
@@ -293,7 +295,7 @@ def _log_summary(dataset: Dataset) -> None:
         text = "Training and test cases share %s, so the test scores will be too good."
         logger.warning(text, count(len(shared), "patient"))
     size = f"{count(len(cases), 'case')} of {count(len(patients), 'patient')}"
-    if len(cases) == len(patients) > 1:
+    if len(cases) == len(patients) > 1:  # perhaps the patients are not known
         size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.layout, size)
     if partly := [case for case in cases if case.annotated]:
@@ -338,11 +340,12 @@ def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) ->
         logger.warning("The masks in %s are read without their dataset. %s", folder, error)
         return None
     case_of_mask = {case.reference: case for case in dataset.cases}
+    # masks of other files belong to a dataset only if its labels apply to all masks in its folder
     if case_of_mask.keys().isdisjoint(masks.values()) and dataset.layout not in _NNUNET:
         return None
     role: Role | None = "test" if folder.name == "labelsTs" else None
     cases = [
-        case_of_mask.get(mask) or CaseFiles(case, (), reference=mask, role=role)
+        case_of_mask.get(mask) or CaseFiles(case, images=(), reference=mask, role=role)
         for case, mask in masks.items()
     ]
     if len({files.case for files in cases}) < len(cases):

@@ -51,7 +51,7 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
         ignored = count(sum(n_ignored.values()), "box", "boxes")
         text = (
             f"{ignored} in {count(len(n_ignored), 'case')} that too few readers marked "
-            f"(min_readers): neither learned nor scored, in {join_names(n_ignored, 5)}."
+            f"(min_readers): neither learned nor scored, in {join_names(n_ignored, maximum=5)}."
         )
         findings.append(Finding(IGNORED_BOXES, text, severity="note"))
     return replace(dataset, cases=tuple(cases), findings=tuple(findings))
@@ -98,7 +98,7 @@ def merge_case(annotated: CaseLesions, min_readers: int | None = None) -> CaseLe
 def _group_by_lesion(boxes: Iterable[AnnotatedLesion]) -> list[list[AnnotatedLesion]]:
     """Group boxes of one label by lesion, by the rule of `merge_case`. Return a list per lesion."""
     lesions: list[list[AnnotatedLesion]] = []
-    for box in sorted(boxes, key=lambda lesion: (lesion.box, lesion.reader)):
+    for box in sorted(boxes, key=lambda one: (one.box, one.reader)):
         overlaps = [_iou(box.box, _mean_box(lesion)) for lesion in lesions]
         highest = max(overlaps, default=0.0)
         if highest >= SAME_LESION_IOU:
@@ -122,10 +122,10 @@ def _iou(one: Corners, other: Corners) -> float:
     """
     dims = len(one) // 2  # a box has all starts, then all stops
     ends = zip(one[:dims], one[dims:], other[:dims], other[dims:], strict=True)
-    shared = volume = other_volume = 1.0
+    intersection = volume = other_volume = 1.0
     for start, stop, other_start, other_stop in ends:
-        shared *= max(min(stop, other_stop) - max(start, other_start), 0.0)
+        intersection *= max(min(stop, other_stop) - max(start, other_start), 0.0)
         volume *= stop - start
         other_volume *= other_stop - other_start
-    union = volume + other_volume - shared
-    return shared / union if union > 0 else 0.0
+    union = volume + other_volume - intersection
+    return intersection / union if union > 0 else 0.0

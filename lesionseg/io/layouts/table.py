@@ -146,7 +146,7 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
             name=table.name or root.name,
             root=root,
             layout=table.layout or layout,
-            dims=count_axes((files.images[0] for files in cases), 2),
+            dims=count_axes((files.images[0] for files in cases), default=2),
             channel_names=table.channel_names,
             labels=_without_no_finding(table.labels, findings),
             cases=tuple(cases),
@@ -159,18 +159,18 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
     )
     # channels, folds and patients
     if rules.get("colour") and cases:
-        with collect_errors(findings, "", root):
+        with collect_errors(findings, case="", where=root):
             dataset = with_colours(dataset)
     findings += _find_cases_without_fold(dataset)
     group = rules.get("group")
     if group is None:
         findings += find_likely_visits(dataset.cases)
     cases = [*dataset.cases]
-    with collect_errors(findings, "", root):
+    with collect_errors(findings, case="", where=root):
         cases = [*assign_groups(cases, group)]
     dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, cases)))
     # labels
-    with collect_errors(findings, "", root):
+    with collect_errors(findings, case="", where=root):
         if rules.get("merge_labels"):
             dataset = _merge_labels(dataset)
         _check_label_values(dataset)
@@ -190,12 +190,14 @@ def _without_no_finding(labels: Labels, findings: list[Finding]) -> Labels:
     Images with such a label are lesion-free, so it must not become a class of lesions. If no label
     remains, the only label is `lesion`.
     """
-    names = {v: name for v, name in labels.value_names.items() if not NO_FINDING.fullmatch(name)}
+    names = {
+        value: name for value, name in labels.value_names.items() if not NO_FINDING.fullmatch(name)
+    }
     if len(names) == len(labels):
         return labels
     text = 'The label "No finding" counts as no lesion: it is not among the labels.'
     findings.append(Finding("label_names", text, severity="note"))
-    return Labels.of(names or {1: "lesion"}, labels.ignore)
+    return Labels.of(names or {1: "lesion"}, ignore=labels.ignore)
 
 
 def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
@@ -206,21 +208,22 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
     finding.
     """
     cases: list[CaseFiles] = []
-    repeats: list[object] = []
+    repeated_rows: list[object] = []
     cases_without_row: list[str] = []
     for rows in _group_rows(table.rows, findings).values():
         files = _merge_fields(rows, findings)
         has_image_only = len(rows) == 1 and rows[0].lesions is None and files.reference is None
-        is_absent = table.is_complete and has_image_only
-        if is_absent:
+        has_no_row = table.is_complete and has_image_only
+        if has_no_row:
             cases_without_row.append(files.case)
-        if is_absent or any(row.lesions is not None for row in rows):
-            files = _add_lesions(files, rows, table, repeats, findings)
+        if has_no_row or any(row.lesions is not None for row in rows):
+            files = _add_lesions(files, rows, table, repeated_rows, findings)
         cases.append(files)
-    if repeats:
-        text = f"{repeats[0]}: the row repeats an earlier one"
-        if len(repeats) > 1:
-            text += f", and so {'does' if len(repeats) == 2 else 'do'} {len(repeats) - 1} more"
+    if repeated_rows:
+        text = f"{repeated_rows[0]}: the row repeats an earlier one"
+        if len(repeated_rows) > 1:
+            verb = "does" if len(repeated_rows) == 2 else "do"  # one further row, or several
+            text += f", and so {verb} {len(repeated_rows) - 1} more"
         findings.append(Finding("repeated_rows", f"{text}. Each box counts once."))
     words = f"of {len(cases)} without a row, counted as lesion-free"
     findings += findings_about(
@@ -286,19 +289,19 @@ def _merge_fields(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
     for row in rows[1:]:
         for name in _CASE_FIELDS:
             value = getattr(row.files, name)
-            known = getattr(files, name)
-            if value in ("", None, known):
+            current = getattr(files, name)
+            if value in ("", None, current):
                 continue
-            if known in ("", None):
+            if current in ("", None):
                 files = replace(files, **{name: value})
                 continue
-            first = next(other for other in rows if getattr(other.files, name) == known)
+            first = next(other for other in rows if getattr(other.files, name) == current)
             text = (
                 f"{row.where}: {name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
-                f"{str(known)[:100]!r} in {_row_place(first)}. Write the same {name} in all rows "
+                f"{str(current)[:100]!r} in {_row_place(first)}. Write the same {name} in all rows "
                 "of a case."
             )
-            findings.append(Finding(LISTED, text, files.case, "error"))
+            findings.append(Finding(LISTED, text, files.case, severity="error"))
     return files
 
 
@@ -306,7 +309,7 @@ def _add_lesions(
     files: CaseFiles,
     rows: Sequence[Row],
     table: Table,
-    repeats: list[object],
+    repeated_rows: list[object],
     findings: list[Finding],
 ) -> CaseFiles:
     """Return a case with the lesions of its rows under the key `LESIONS_KEY` of its annotations.
@@ -320,25 +323,25 @@ def _add_lesions(
         files: The case with its other fields.
         rows: The rows of the case.
         table: The table, for its labels.
-        repeats: Receives the place (`Row.where`) of each row that repeats an earlier row.
+        repeated_rows: Receives the place (`Row.where`) of each row that repeats an earlier row.
             Its lesions are not added.
         findings: Receives the findings.
     """
     lesions: list[AnnotatedLesion] = []
-    seen: set[tuple[str, tuple[AnnotatedLesion, ...]]] = set()
-    with_lesions = {row.reader for row in rows if row.lesions}
+    earlier: set[tuple[str, tuple[AnnotatedLesion, ...]]] = set()
+    readers_with_lesions = {row.reader for row in rows if row.lesions}
     readers = {row.reader for row in rows if row.lesions is not None}
     has_several_readers = len(readers) > 1
     for row in rows:
         with collect_errors(findings, files.case, row.where):
             if row.lesions is None:
                 continue
-            _check_reader(row, readers, with_lesions)
+            _check_reader(row, readers, readers_with_lesions)
             key = (row.reader, row.lesions)
-            if row.lesions and key in seen:
-                repeats.append(row.where)
+            if row.lesions and key in earlier:  # rows without lesions may repeat
+                repeated_rows.append(row.where)
                 continue
-            seen.add(key)
+            earlier.add(key)
             if len(lesions) + len(row.lesions) > MAX_LESIONS:
                 raise DatasetError(
                     f"the case {files.case!r} has more than {MAX_LESIONS} boxes. Remove the boxes "
@@ -354,11 +357,12 @@ def _add_lesions(
                     if lesion.reader != row.reader:
                         lesion = replace(lesion, reader=row.reader)
                     lesions.append(lesion)
-    named = tuple(sorted(readers - {""}))
+    named_readers = tuple(sorted(readers - {""}))
     return replace(
         files,
         reference=None if has_several_readers and lesions else files.reference,
-        annotations={LESIONS_KEY: CaseLesions(tuple(lesions), named, rows[0].size)},
+        # the first row is the row of the image
+        annotations={LESIONS_KEY: CaseLesions(tuple(lesions), named_readers, size=rows[0].size)},
     )
 
 
@@ -398,7 +402,7 @@ def _check_lesion(
     - The label is not a label of the dataset.
     - The label is not annotated in the case (`CaseFiles.annotated`).
     """
-    # the last two numbers are the stops of y and x
+    # the last two numbers are the stops of y and x; a lesion without a box passes
     if lesion.unit == "pixel" and max(lesion.box[-2:], default=1) < 1:
         raise DatasetError(
             f"the box {lesion.box} ends in the first pixel, as if its numbers were shares of the "
@@ -447,9 +451,11 @@ def _find_cases_without_fold(dataset: Dataset) -> list[Finding]:
 
     Return [] if no case has a fold, because folds are then assigned later.
     """
-    usable = [c for c in dataset.cases if c.is_labelled and c.role not in ("test", "external")]
-    names = [case.case for case in usable if case.fold is None]
-    if len(names) == len(usable):
+    training_cases = [
+        case for case in dataset.cases if case.is_labelled and case.role not in ("test", "external")
+    ]
+    names = [case.case for case in training_cases if case.fold is None]
+    if len(names) == len(training_cases):
         return []
     words = "without a fold, used for training in every fold"
     return findings_about(dataset.root, names, "case", words, kind="folds", severity="warning")
@@ -478,8 +484,8 @@ def _check_label_values(dataset: Dataset) -> None:
     - The value is above 255, but predicted masks have 8-bit voxels.
     - A case has an instance mask, whose lesions get label 1, but the dataset has no label 1.
     """
-    has_ids = any("instances" in case.annotations for case in dataset.cases)
-    if has_ids and 1 not in dataset.labels.values:
+    has_instance_masks = any("instances" in case.annotations for case in dataset.cases)
+    if has_instance_masks and 1 not in dataset.labels.values:
         raise DatasetError(
             f"{dataset.root}: the lesions of instance masks have the label 1, which is not among "
             f"the labels {list(dataset.labels.values)}. Add it to labels.json, or set "
@@ -511,12 +517,12 @@ def column_findings(
     """
     present = {*columns}
     findings: list[Finding] = []
-    for column in sorted(present - {*known, ""}):
+    for column in sorted(present - {*known, ""}):  # "" is a column without a name
         # the name in lower case without blanks, dashes and underscores, as in `_OTHER_NAMES`
         letters = re.sub(r"[\s_-]", "", column).lower()
         similar = [name for name in known if letters in _OTHER_NAMES.get(name, "").split()]
-        similar += nearest(column.lower(), known, cutoff=0.8)
-        if not similar or similar[0] in present:
+        similar += nearest(column.lower(), known, cutoff=0.8)  # the share of equal letters
+        if not similar or similar[0] in present:  # the table already has the known column
             continue
         if similar[0] == "reference" and "instances" in present:  # it replaces `reference`
             continue

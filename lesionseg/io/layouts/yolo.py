@@ -102,38 +102,39 @@ def read_yolo(root: Path) -> Table:
     path = find_yolo(root)
     if path is None:
         raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
-    root = Path(os.path.normpath(root))
-    settings = {str(key): value for key, value in read_yaml(path).items()}
+    root = Path(os.path.normpath(root))  # without `..`, to compare paths with it
+    settings = {str(key): value for key, value in read_yaml(path).items()}  # keys may be numbers
     content = parse_as(_DataFile, settings, path)
     # label values from 1 in the order of the class numbers, which may have gaps
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
     value_names = {value: names[number] for number, value in value_of.items()}
     label_names, findings = distinct_names(path, value_names)
+    # nc: the number of classes
     if content.nc not in (None, len(names)):
         text = f"{path}: nc is {content.nc}, but names has {len(names)} classes. Correct one."
         findings.append(Finding(LISTED, text, severity="error"))
-    n_points = 0 if content.kpt_shape is None else math.prod(content.kpt_shape)
-    if n_points:
+    n_point_values = 0 if content.kpt_shape is None else math.prod(content.kpt_shape)
+    if n_point_values:
         text = f"{path}: the key points (kpt_shape) are left out, only the boxes are read."
         findings.append(Finding("left_out", text, severity="note"))
     # the cases and their lesions; ids may repeat, such as train/images/a.png and val/images/a.png
     cases = with_distinct_ids(_find_images(root, path, content, findings), root)
     has_roles = any(files.role != "train" for files in cases)
     rows: list[Row] = []
-    tables: set[Path] = set()
+    label_files: set[Path] = set()
     for files in cases:
         rows.append(Row(files if has_roles else replace(files, role=None)))
-        table = _label_file(root, files.images[0])
-        if table is not None:
-            tables.add(table)
-            rows += _read_lines(files.case, table, value_of, n_points, findings)
-    if not tables:
+        label_file = _label_file(root, files.images[0])
+        if label_file is not None:
+            label_files.add(label_file)
+            rows += _read_lines(files.case, label_file, value_of, n_point_values, findings)
+    if not label_files:
         raise DatasetError(
             f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
             "labels/a.txt."
         )
-    findings += _find_unused_texts(path, tables)
+    findings += _find_unused_texts(path, label_files)
     return Table(path, rows, Labels.of(label_names), findings=findings, is_complete=True)
 
 
@@ -157,14 +158,14 @@ def _find_images(
         DatasetError: If the folder of `train` or `val` is missing, or there is no image.
     """
     images: list[CaseFiles] = []
-    seen: set[Path] = set()
+    listed_places: set[Path] = set()
     for key, entry in _folder_entries(content):
         role = PART_ROLES.get(key.lower())
         place = _find_place((root / content.path, root), root, entry)
         if role is None:
             if place is None or not place.is_dir():
                 continue
-            if not any(part.is_relative_to(place) for part in seen) and list_images(place):
+            if not any(part.is_relative_to(place) for part in listed_places) and list_images(place):
                 text = (
                     f"{path}: the key {key} is unknown, so the images in its folder {entry[:200]} "
                     "are left out. Call it train, val or test to use them."
@@ -178,8 +179,8 @@ def _find_images(
         elif place is None:
             text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
             findings.append(Finding("left_out", text, severity="note"))
-        elif place not in seen:
-            seen.add(place)
+        elif place not in listed_places:
+            listed_places.add(place)
             images += _list_part(place, root, content, role, findings)
     if not images:
         raise DatasetError(
@@ -195,6 +196,7 @@ def _folder_entries(content: _DataFile) -> Iterator[tuple[str, str]]:
     order of `PART_ROLES`, because some tools sort the keys of the file.
     """
     further_keys = content.model_extra or {}
+    # an unknown key is found after all parts, so it comes last
     for key in sorted(further_keys, key=lambda key: [*PART_ROLES, key.lower()].index(key.lower())):
         value = further_keys[key]
         for entry in value if isinstance(value, list) else [value]:
@@ -218,18 +220,19 @@ def _list_part(
     """
     if place.is_dir():
         files = list_images(place)
-        return [CaseFiles(path_id(f.relative_to(place)), (f,), role=role) for f in files]
+        return [CaseFiles(path_id(file.relative_to(place)), (file,), role=role) for file in files]
     images: list[CaseFiles] = []
-    for number, line in enumerate(read_text(place).splitlines(), start=1):
+    for line_number, line in enumerate(read_text(place).splitlines(), start=1):
         entry = line.strip().replace("\\", "/")
         file = _find_place((place.parent, root / content.path, root), root, entry)
         if file is not None:
+            # the path below the last folder `images`
             inner = re.sub(r"(?i)^(.*/)?images/", "", file.relative_to(root).as_posix())
             images.append(CaseFiles(path_id(Path(inner)), (file,), role=role))
         elif entry:
             text = (
-                f"{place}: line {number}: {entry[:200]!r} is not a file below {root}. Correct its "
-                "path, or remove the line."
+                f"{place}: line {line_number}: {entry[:200]!r} is not a file below {root}. "
+                "Correct its path, or remove the line."
             )
             findings.append(Finding(LISTED, text, severity="error"))
     return images
@@ -263,6 +266,7 @@ def _label_file(root: Path, image: Path) -> Path | None:
     next_to_image = image.with_name(f"{strip_suffix(image)}.txt")
     inner = next_to_image.relative_to(root).as_posix()
     for folder in ("labels", "Labels", "LABELS"):
+        # `.*` is greedy, so the last folder `images` is replaced
         file = root / re.sub(r"(?i)^(.*/)?images/", rf"\g<1>{folder}/", inner)
         if is_file_or_broken_link(file):
             return file
@@ -270,7 +274,11 @@ def _label_file(root: Path, image: Path) -> Path | None:
 
 
 def _read_lines(
-    case: str, table: Path, value_of: Mapping[int, int], n_points: int, findings: list[Finding]
+    case: str,
+    table: Path,
+    value_of: Mapping[int, int],
+    n_point_values: int,
+    findings: list[Finding],
 ) -> list[Row]:
     """Return a row for each line of the text file of an image. Wrong lines become findings.
 
@@ -282,26 +290,27 @@ def _read_lines(
         case: The case id.
         table: The text file.
         value_of: The label value of each class number.
-        n_points: The number of values of key points that may follow a box, 0 without key points.
+        n_point_values: The number of values of key points that may follow a box, 0 without key
+            points.
         findings: Receives the findings.
     """
-    files = CaseFiles(case, ())
+    files = CaseFiles(case, images=())
     rows: list[Row] = []
     is_empty = False
     with collect_errors(findings, case, table):
         lines = read_text(table, _MAX_LABEL_BYTES).splitlines()
         is_empty = not any(map(str.strip, lines))
-        for number, line in enumerate(lines, start=1):
-            where = f"{table}: line {number}"
+        for line_number, line in enumerate(lines, start=1):
+            where = f"{table}: line {line_number}"
             with collect_errors(findings, case, where):
                 if line.strip():
-                    lesion = _parse_line(line.split(), value_of, n_points, where)
-                    rows.append(Row(files, where, (lesion,)))
-    return rows or [Row(files, table, () if is_empty else None)]
+                    lesion = _parse_line(line.split(), value_of, n_point_values, where)
+                    rows.append(Row(files, where, lesions=(lesion,)))
+    return rows or [Row(files, where=table, lesions=() if is_empty else None)]
 
 
 def _parse_line(
-    words: list[str], value_of: Mapping[int, int], n_points: int, where: str
+    values: list[str], value_of: Mapping[int, int], n_point_values: int, where: str
 ) -> AnnotatedLesion:
     """Return the lesion in one line of a text file, in fractions of the image's height and width.
 
@@ -309,36 +318,38 @@ def _parse_line(
     polygon. Key points after a box are left out.
 
     Args:
-        words: The values of the line.
+        values: The values of the line, as text.
         value_of: The label value of each class number.
-        n_points: The number of values of key points that may follow a box. With key points, a line
-            is never a polygon.
+        n_point_values: The number of values of key points that may follow a box, 0 without key
+            points. With key points, a line is never a polygon.
         where: File and line, for messages.
 
     Raises:
         DatasetError: If the number of values, the class or a coordinate is wrong.
     """
-    has_points = n_points > 0 and len(words) == 5 + n_points
-    is_box = len(words) == 5 or has_points
-    is_polygon = n_points == 0 and len(words) >= 7 and len(words) % 2 == 1  # three points or more
+    has_points = n_point_values > 0 and len(values) == 5 + n_point_values
+    is_box = len(values) == 5 or has_points
+    # a class and three points or more
+    is_polygon = n_point_values == 0 and len(values) >= 7 and len(values) % 2 == 1
     if not is_box and not is_polygon:
         hint = " A polygon has an odd number of values, at least 7."
-        if n_points:
-            hint = f" With the key points of data.yaml, it has {5 + n_points}."
+        if n_point_values:
+            hint = f" With the key points of data.yaml, it has {5 + n_point_values}."
         raise DatasetError(
-            f"the line has {count(len(words), 'value')}, but a box is class, x, y, width and "
+            f"the line has {count(len(values), 'value')}, but a box is class, x, y, width and "
             f"height.{hint} Correct it. Six values are a prediction with its score."
         )
-    number = parse_number("the class", words[0])
-    label = value_of.get(int(number)) if number == int(number) else None
+    class_number = parse_number("the class", values[0])
+    label = value_of.get(int(class_number)) if class_number == int(class_number) else None
     if label is None:
         raise DatasetError(
-            f"the class {words[0][:40]} is not in names of data.yaml, which has {min(value_of)} to "
-            f"{max(value_of)}. Add it there, or correct the line."
+            f"the class {values[0][:40]} is not in names of data.yaml, which has "
+            f"{min(value_of)} to {max(value_of)}. Add it there, or correct the line."
         )
     shares: list[float] = []
-    for index, word in enumerate(words[1:5] if is_box else words[1:], start=2):
-        shares.append(parse_number(f"value {index}", word))
+    # value 1 is the class
+    for index, value in enumerate(values[1:5] if is_box else values[1:], start=2):
+        shares.append(parse_number(f"value {index}", value))
         if not -_ROUNDING <= shares[-1] <= 1 + _ROUNDING:
             raise DatasetError(
                 f"value {index} is {shares[-1]:g}, but coordinates are shares of the image, from 0 "
