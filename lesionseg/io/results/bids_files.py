@@ -41,10 +41,10 @@ def write_bids_description(folder: Path) -> list[Path]:
         "GeneratedBy": [{"Name": "lesionseg", "Version": __version__}],
     }
     write_json(description, content)
-    ignored = folder / ".bidsignore"
-    if not ignored.exists():
-        write_text(ignored, _OTHER_FILES)
-    return [description, ignored]
+    ignore_file = folder / ".bidsignore"
+    if not ignore_file.exists():
+        write_text(ignore_file, _OTHER_FILES)
+    return [description, ignore_file]
 
 
 def write_sidecar(place: Path, case: str, images: Sequence[Path], folder: Path) -> None:
@@ -59,8 +59,8 @@ def write_sidecar(place: Path, case: str, images: Sequence[Path], folder: Path) 
         images: The channels of the scan. The mask is on the grid of the first image.
         folder: The folder of results.
     """
-    sources = [_relative_path(image, folder) for image in images]
-    content = {"SpatialReference": sources[0], "Sources": sources, "Type": "Lesion"}
+    image_paths = [_relative_path(image, folder) for image in images]
+    content = {"SpatialReference": image_paths[0], "Sources": image_paths, "Type": "Lesion"}
     write_json(place / f"{mask_stem(case, 'bids')}.json", content)
 
 
@@ -69,6 +69,6 @@ def _relative_path(file: Path, folder: Path) -> str:
 
     If the file is on another drive of Windows, its path is returned unchanged.
     """
-    with suppress(ValueError):
+    with suppress(ValueError):  # another drive
         file = Path(os.path.relpath(file, folder))
     return file.as_posix()

@@ -109,6 +109,7 @@ class PredictionFiles:
             RegionError: If the labels are regions that are not valid.
         """
         if self.probabilities is not None:
+            # from the folder of the file up to the model folder
             files = [folder / DATASET_JSON for folder in self.probabilities.parents[:LEVELS_UP]]
             return next((read_nnunet_labels(file) for file in files if file.is_file()), None)
         if self.mask is None or self.candidates is not None:
@@ -142,8 +143,8 @@ class PredictionFiles:
             ReadError: If the file is not JSON.
             ContentError: If a key or a candidate is not valid.
         """
-        content = None if self.candidates is None else CaseContent.read(self.candidates).shape
-        return None if content is None else tuple(content)
+        shape = None if self.candidates is None else CaseContent.read(self.candidates).shape
+        return None if shape is None else tuple(shape)
 
     def read(
         self,
@@ -194,23 +195,23 @@ class PredictionFiles:
             )
         # the voxels of the candidates
         instances = None
-        with_voxels: set[int] = set()
+        ids_with_voxels: set[int] = set()
         if self.instances is not None:
             instances = np.asarray(read_mask(self.instances).labels, np.int32)
-            with_voxels = set(present_values(instances)) - {0}
-            unknown = sorted(with_voxels - ids)
+            ids_with_voxels = set(present_values(instances)) - {0}
+            unknown = sorted(ids_with_voxels - ids)
             if unknown:
                 raise ContentError(
                     f"{self.instances}: the ids {unknown[:10]} are not in {self.candidates.name}. "
                     "Write both files together."
                 )
-        # the mask of another program states the regions of the accepted candidates
+        # with `binary`, the values of the mask are the regions of the accepted candidates
         regions = self.mask if binary and self.regions is None else self.regions
         ranked = sorted(candidates, key=lambda candidate: (-candidate.score, candidate.id))
         prediction = Prediction(
             case=self.case,
             geometry=grid,
-            candidates=tuple(replace(c, has_mask=c.id in with_voxels) for c in ranked),
+            candidates=tuple(replace(one, has_mask=one.id in ids_with_voxels) for one in ranked),
             instances=instances,
             operating_point=content.operating_point,
             has_scores=content.scored,
@@ -221,6 +222,7 @@ class PredictionFiles:
             n_outside=content.n_outside,
             labels=content.labels,
         )
+        # without this key, every candidate counts as accepted, and the mask may have fewer
         if all("accepted" in entry.model_fields_set for entry in content.candidates):
             _check_mask(self, prediction)
         return prediction
@@ -264,6 +266,7 @@ def write_prediction(
     else:
         folder = place
         mask = mask_stem(prediction.case, names)
+        # Path() has no format, so that masks are .nii.gz or .png
         suffix = result_suffix(like or Path(), prediction.geometry.dims)
         suffix = BIDS_SUFFIXES[0] if names == "bids" else suffix
     case = prediction.case
@@ -272,15 +275,16 @@ def write_prediction(
     other_suffix = _OTHER_SUFFIX.get(suffix, ".nrrd") if names == "nnunet" else suffix
 
     def write(name: str, array: NDArray[Any]) -> None:
-        volume = Volume(array[np.newaxis], prediction.geometry)
+        volume = Volume(array[np.newaxis], prediction.geometry)  # one channel
         write_volume(folder / name, volume, like)
 
     if instances is not None:
-        is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
-        ids = instances.astype(np.uint16 if is_short else np.int32)
+        fits_uint16 = instances.max(initial=0) <= np.iinfo(np.uint16).max
+        ids = instances.astype(np.uint16 if fits_uint16 else np.int32)
         write(f"{mask}{suffix}", prediction.mask())
         write(f"{case}_instances{other_suffix}", ids)
         if prediction.values is not None:
+            # 0 outside the retained candidates
             regions = np.where(instances > 0, prediction.values, np.uint8(0))
             write(f"{case}_regions{other_suffix}", regions)
     write_candidates(folder / f"{case}{CANDIDATES}", prediction, names=names, row=row)
@@ -316,7 +320,8 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
         text = "%s: this mask is not used, because %s_instances.* is missing next to %s. %s"
         warn_once(_log, text, files.mask, files.case, files.candidates.name, advice)
         return
-    if files.regions is None:  # the values of the regions may come from the mask itself
+    # values that come from the mask itself would hide voxels that were erased in it
+    if files.regions is None:
         prediction = replace(prediction, values=None)
     if not np.array_equal(np.asarray(read_mask(files.mask).labels) > 0, prediction.mask() > 0):
         raise ContentError(
@@ -347,7 +352,8 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
         if grid is None:
             grid = mask_grid
             source_of_grid = file
-        GridPair(file, mask_grid, source_of_grid, grid).check(by_image=by_image)
+        pair = GridPair(path=file, seen=mask_grid, other=source_of_grid, expected=grid)
+        pair.check(by_image=by_image)
     if grid is None:
         raise ReadError(
             f"{files.candidates}: the boxes of this file need the grid of the scan. Give the scan "
@@ -397,11 +403,11 @@ class _Entry(BaseModel):
     probability: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
     zone: str = ""
 
-    def to_candidate(self, place: int, geometry: Geometry) -> Candidate:
+    def to_candidate(self, number: int, geometry: Geometry) -> Candidate:
         """Return the candidate, with computed values for the keys that the file lacks.
 
         Args:
-            place: The number of the candidate in the file, from 1. It is the id if the file
+            number: The number of the candidate in the file, from 1. It is the id if the file
                 contains none.
             geometry: The grid of the scan.
 
@@ -414,10 +420,11 @@ class _Entry(BaseModel):
                 if len(value) != geometry.dims:
                     raise ValueError(f"{name} {value} does not have {geometry.dims} numbers")
                 content[name] = tuple(value)
-        if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
+        if not all(start < stop for start, stop in zip(self.start_vox, self.stop_vox, strict=True)):
             raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
         box = (*self.start_vox, *self.stop_vox)
-        return replace(Candidate.from_box(place, self.label, self.score, box, geometry), **content)
+        # values of the file replace those that are computed from the box
+        return replace(Candidate.from_box(number, self.label, self.score, box, geometry), **content)
 
 
 class CaseContent(BaseModel):
@@ -476,6 +483,7 @@ def write_candidates(
             None leaves out these keys.
     """
     point = prediction.operating_point
+    # values in `EMPTY`, such as None for a count of 0, are left out
     optional: dict[str, Any] = {
         **({} if row is None else row_fields(row)),
         "names": "" if names == "lesionseg" else names,
@@ -531,8 +539,10 @@ def read_candidates(
             f"has {[*grid.shape]}. Predict this scan."
         )
     try:
-        candidates = [entry.to_candidate(n, grid) for n, entry in enumerate(content.candidates, 1)]
-        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(content.removed, 1)]
+        candidates = [
+            entry.to_candidate(n, grid) for n, entry in enumerate(content.candidates, start=1)
+        ]
+        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(content.removed, start=1)]
         unnamed = {candidate.label for candidate in (*candidates, *removed)} - content.labels.keys()
         if content.labels and unnamed:
             raise ValueError(f"labels has no name for the label {min(unnamed)}")

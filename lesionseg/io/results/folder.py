@@ -76,13 +76,13 @@ def claim(folder: Path, owner: str = "", *, lock: str = LOCK) -> Iterator[None]:
         OutputError: If `folder` is a run directory or its folder `oof` or `test` although `owner`
             is not empty, another process is writing there, or it cannot be created.
     """
-    run = folder.absolute()
-    if run.name in _OF_TRAINING and not has_config(run):
-        run = run.parent
-    if owner and has_config(run):
+    run_dir = folder.absolute()
+    if run_dir.name in _OF_TRAINING and not has_config(run_dir):
+        run_dir = run_dir.parent
+    if owner and has_config(run_dir):
         raise OutputError(
-            f"output={folder}: scores and report of the training in {run} would be replaced. Name "
-            f"another folder, such as {run / owner}."
+            f"output={folder}: scores and report of the training in {run_dir} would be replaced. "
+            f"Name another folder, such as {run_dir / owner}."
         )
     with locked_folder(folder, lock):
         yield
@@ -107,11 +107,13 @@ def claim_table(folder: Path, table: str) -> Iterator[None]:
         OutputError: If another process writes this table or a table of another division, or the
             folder cannot be created.
     """
-    own_lock = f".{table}.lock"
+    own_lock = f".{table}.lock"  # such as .predictions_1_of_4.csv.lock
     with claim(folder, lock=own_lock):
         for other in folder.glob(".predictions*.csv.lock"):
+            # "4.csv.lock" for shards of four, "" for predictions.csv
             if other.name.partition("_of_")[2] != own_lock.partition("_of_")[2]:
-                # fails if another process holds it; another job may try it at this moment
+                # fails if another process holds the lock; it waits a little, because another job
+                # holds it for a moment in this same test
                 with locked_folder(folder, other.name, wait_seconds=_WAIT_SECONDS):
                     continue
         yield
@@ -135,22 +137,26 @@ class PredictionFolder:
         self.path = path
         self.names: MaskNames = names
         self._url = url
-        self._present = stored_names(path, url)  # masks at a URL are not downloaded
+        self._present_names = stored_names(path, url)  # masks at a URL are not downloaded
         if path.is_dir():
-            self._present |= _list_names(path, "*") | _list_names(path, BIDS_MASKS)
-        earlier = [name for name in self._present if "/" not in name and EARLIER_BIDS in name]
-        if names == "bids" and earlier:
+            self._present_names |= _list_names(path, "*") | _list_names(path, BIDS_MASKS)
+        # names without a folder, in the form of an earlier version
+        earlier_masks = [
+            name for name in self._present_names if "/" not in name and EARLIER_BIDS in name
+        ]
+        if names == "bids" and earlier_masks:
             raise OutputError(
-                f"{path}: an earlier version has written {min(earlier)}, but names=bids now has a "
-                "folder for each subject. Name another output, or move these results away."
+                f"{path}: an earlier version has written {min(earlier_masks)}, but names=bids now "
+                "has a folder for each subject. Name another output, or move these results away."
             )
         # the case ids that some file system cannot distinguish, by their common key
-        self._spellings: dict[str, set[str]] = defaultdict(set)
-        for name in self._present:
+        self._ids_by_key: dict[str, set[str]] = defaultdict(set)
+        for name in self._present_names:
             if name.endswith(CANDIDATES) and not name.startswith("."):  # macOS writes `._<name>`
                 case = name.removesuffix(CANDIDATES)
-                self._spellings[comparison_key(case)].add(case)
-        self._rows: dict[str, CaseRow | None] = {}  # rows read so far, None without a valid file
+                self._ids_by_key[comparison_key(case)].add(case)
+        # rows that were read so far, None without a valid file
+        self._row_cache: dict[str, CaseRow | None] = {}
 
     def claim(
         self,
@@ -201,8 +207,8 @@ class PredictionFolder:
         if recorded is None or recorded.key != row.key or not recorded.is_done:
             return None
         masks = {f"{mask_stem(case, self.names)}{suffix}" for suffix in WRITTEN}
-        lacks_mask = needs_mask and masks.isdisjoint(self._present)
-        lacks_preview = needs_preview and f"{case}{PREVIEW}" not in self._present
+        lacks_mask = needs_mask and masks.isdisjoint(self._present_names)
+        lacks_preview = needs_preview and f"{case}{PREVIEW}" not in self._present_names
         return None if lacks_mask or lacks_preview else recorded
 
     def _find_conflict(self, case: str, row: CaseRow, recorded: CaseRow | None) -> str:
@@ -217,26 +223,27 @@ class PredictionFolder:
             recorded: The row of the results in the folder, or None without a candidate file.
         """
         # ids that differ from this one only in a way that Windows or macOS ignores
-        others = self._spellings[comparison_key(case)] - {case}
-        if others:
+        other_ids = self._ids_by_key[comparison_key(case)] - {case}
+        if other_ids:
             return (
-                f"results of {min(others)!r}, which has the same file name as {case!r} on Windows "
-                "and macOS, so rename the scan"
+                f"results of {min(other_ids)!r}, which has the same file name as {case!r} on "
+                "Windows and macOS, so rename the scan"
             )
-        # files that cannot be assigned to a scan: the same key or two digests are necessary
+        # files that cannot be assigned to a scan: equal keys or two digests are necessary
         present_files = self.files(case)
         is_known = recorded is not None and (
             recorded.key == row.key != "" or "" not in (recorded.digest, row.digest)
         )
-        unknown = [] if is_known else [*present_files]
+        files_of_unknown_scan = [] if is_known else [*present_files]
         if self.names == "nnunet":
-            unknown += [
+            files_of_unknown_scan += [
                 name
                 for name in self._present_files(case, FILES_OF_NNUNET)
                 if name not in present_files
             ]
-        if unknown:
-            return f"{', '.join(unknown[:_MAX_SHOWN])}, which may belong to another scan"
+        if files_of_unknown_scan:
+            shown = ", ".join(files_of_unknown_scan[:_MAX_SHOWN])
+            return f"{shown}, which may belong to another scan"
         if recorded is None or recorded.is_of_same_scan(row):
             return ""
         unless = ", unless it is the same scan with changed content"
@@ -254,14 +261,14 @@ class PredictionFolder:
         time of the file. It is left as it is if the results are at a URL, because a download sets
         another time.
         """
-        if case not in self._rows:
+        if case not in self._row_cache:
             row = None
             with suppress(LesionsegError):
                 row = read_row(self.candidate_file(case))
                 if not is_url(self._url):
                     row = replace(row, finished=self.finish_time(case))
-            self._rows[case] = row
-        return self._rows[case]
+            self._row_cache[case] = row
+        return self._row_cache[case]
 
     def finish_time(self, case: str) -> str:
         """Return the local time at which a case was finished, in ISO 8601 with the time zone.
@@ -276,8 +283,8 @@ class PredictionFolder:
 
         Candidate files of other programs have no digest and are left out.
         """
-        found = [self.row(case) for case in self.cases()]
-        return [row for row in found if row is not None and row.digest]
+        rows = [self.row(case) for case in self.cases()]
+        return [row for row in rows if row is not None and row.digest]
 
     def keep_first(self, n: int, rows: Mapping[str, Sequence[CaseRow]]) -> dict[str, list[str]]:
         """Return the case ids of the first `n` scans of each model, and record them in a file.
@@ -298,6 +305,7 @@ class PredictionFolder:
         with suppress(ReadError, ValidationError):
             recorded = _CASES_BY_MODEL.validate_python(read_json(path))
         current = {model: [row.case for row in scans[:n]] for model, scans in rows.items()}
+        # recorded ids replace current ones
         first = {model: cases for model, cases in current.items() if len(cases) == n} | recorded
         if first != recorded:
             with suppress(OutputError):
@@ -320,25 +328,26 @@ class PredictionFolder:
         - Earlier failures that the row replaces are removed.
         - If the scan failed, the row is added.
         - A failed row with `is_unchanged` is in the file already, so the file is not written.
-        - A changed file is uploaded.
+        - A changed file is uploaded to the URL of the results, if they have one.
 
         Raises:
             OutputError: If the file of failures cannot be written or uploaded.
         """
-        new = [row] if row.status == "failed" else []
-        if not (new and row.is_unchanged):
-            self._change_failures(failed_file(self.path, row.case), row.replaces, new)
+        added = [row] if row.status == "failed" else []
+        if not (added and row.is_unchanged):
+            file = failed_file(self.path, row.case)
+            self._change_failures(file, is_obsolete=row.replaces, added=added)
 
     def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
         """Remove the failures of all cases for which `is_obsolete` returns True.
 
-        Changed files of failures are uploaded.
+        Changed files are uploaded to the URL of the results, if they have one.
         """
         for file in self.path.glob(ALL_FAILED):
-            self._change_failures(file, is_obsolete, [])
+            self._change_failures(file, is_obsolete, added=[])
 
     def _change_failures(
-        self, file: Path, is_obsolete: Callable[[CaseRow], bool], new: Sequence[CaseRow]
+        self, file: Path, is_obsolete: Callable[[CaseRow], bool], added: Sequence[CaseRow]
     ) -> None:
         """Remove obsolete failures from a file of failures, add new failures, and upload the file.
 
@@ -347,10 +356,10 @@ class PredictionFolder:
         Args:
             file: The file, `<case>_failed.json`.
             is_obsolete: A function that returns True for a failure to remove.
-            new: The failures to add.
+            added: The failures to add.
         """
         before = read_failures(file)
-        after = [row for row in before if not is_obsolete(row)] + [*new]
+        after = [row for row in before if not is_obsolete(row)] + [*added]
         if after != before:
             with output_errors(file):
                 write_failures(file, after)
@@ -358,7 +367,7 @@ class PredictionFolder:
 
     def cases(self) -> list[str]:
         """Return the ids of the cases that have a candidate file in the folder, sorted."""
-        return sorted(set().union(*self._spellings.values()))
+        return sorted(set().union(*self._ids_by_key.values()))
 
     def files(self, case: str) -> list[str]:
         """Return the names of all present files of a case, the candidate file first.
@@ -380,7 +389,7 @@ class PredictionFolder:
         """
         names = [f"{case}{ending}" for ending in endings]
         names += [f"{mask_stem(case, 'bids')}{suffix}" for suffix in BIDS_SUFFIXES]
-        return [name for name in dict.fromkeys(names) if name in self._present]
+        return [name for name in dict.fromkeys(names) if name in self._present_names]
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
@@ -427,7 +436,8 @@ class PredictionFolder:
                 if folder.is_symlink():
                     folder.unlink()
             if moving.is_dir():  # killed while moving or uploading
-                self._move_files(case, [f"{case}{CANDIDATES}"])
+                # the store may still have the earlier candidate file
+                self._move_files(case, old=[f"{case}{CANDIDATES}"])
                 return True
             if (part / f"{case}{CANDIDATES}").is_file():
                 self._replace_files(case)
@@ -446,7 +456,8 @@ class PredictionFolder:
         """
         self.remove_incomplete(f"*{FAILED}")
         self.remove_incomplete(FIRST_SCANS)
-        hidden = [Path(name) for name in self._present if name.startswith(".")]
+        hidden = [Path(name) for name in self._present_names if name.startswith(".")]
+        # the folder .P1.part belongs to the case P1
         cases = sorted({name.stem[1:] for name in hidden if name.suffix in (_PART, _MOVING)})
         return list(filter(self.recover, cases))
 
@@ -492,7 +503,7 @@ class PredictionFolder:
         part = self._hidden_folder(case, _PART)
         old = self.files(case)
         for name in _list_names(part, _FILES):
-            is_present = name in self._present or (self.path / name).exists()
+            is_present = name in self._present_names or (self.path / name).exists()
             if name not in old and is_present:
                 shutil.rmtree(part, ignore_errors=True)
                 raise ConflictError(
@@ -502,7 +513,7 @@ class PredictionFolder:
         for name in old:
             (self.path / name).unlink(missing_ok=True)
         part.rename(self._hidden_folder(case, _MOVING))
-        self._present -= {*old}
+        self._present_names -= {*old}
         self._move_files(case, old)
 
     def _move_files(self, case: str, old: Sequence[str]) -> None:
@@ -525,6 +536,7 @@ class PredictionFolder:
         """
         moving = self._hidden_folder(case, _MOVING)
         last = f"{case}{CANDIDATES}"
+        # in the order of names, the candidate file at the end
         names = sorted(_list_names(moving, _FILES), key=lambda name: (name == last, name))
         if last in old and last in names:
             (self.path / last).unlink(missing_ok=True)  # a download may have restored it
@@ -532,10 +544,11 @@ class PredictionFolder:
         for name in names:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (moving / name).replace(self.path / name)
-        self._present |= {*names}
-        self._rows.pop(case, None)
-        self._spellings[comparison_key(case)].add(case)
+        self._present_names |= {*names}
+        self._row_cache.pop(case, None)
+        self._ids_by_key[comparison_key(case)].add(case)
         new = sorted(self.files(case), key=lambda name: name == last)
+        # a name without a file is removed from the store
         self._upload_files([*(name for name in old if name not in new), *new])
         shutil.rmtree(moving)  # the folders of a subject remain in it
 

@@ -114,22 +114,23 @@ def _with_ids_of_references(
     Raises:
         ReadError: If a table of `predict` cannot be read.
     """
-    known = {files.case for files in cases}
-    if not known:
+    reference_ids = {files.case for files in cases}
+    if not reference_ids:
         return {**predictions}
-    sessions = Counter(map(without_bids_suffix, predictions))
+    n_of_session = Counter(map(without_bids_suffix, predictions))
     rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
     # the file name of each scan without suffix, by case id
-    stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
+    stem_of_scan = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
     renamed: dict[str, PredictionFiles] = {}
     for case, files in predictions.items():
         numbered = f"{case}_0000"
         session = without_bids_suffix(case)
-        is_only_numbered_known = numbered in known and case not in known
-        had_channel_number = stems.get(case, numbered).endswith("_0000")
-        if is_only_numbered_known and numbered not in predictions and had_channel_number:
+        is_only_numbered_a_reference = numbered in reference_ids and case not in reference_ids
+        # without a row in a table, the name of the scan is assumed to end in _0000
+        had_channel_number = stem_of_scan.get(case, numbered).endswith("_0000")
+        if is_only_numbered_a_reference and numbered not in predictions and had_channel_number:
             case = numbered
-        elif session in known and case not in known and sessions[session] == 1:
+        elif session in reference_ids and case not in reference_ids and n_of_session[session] == 1:
             case = session
         renamed[case] = files
     return renamed
@@ -199,8 +200,8 @@ def _files_by_case(
     first_of_case: dict[str, Finding] = {}
     for finding in findings:
         first_of_case.setdefault(finding.case, finding)
-    found = {case: by_case[case] for case in sorted(by_case) if case not in first_of_case}
-    return found, [*first_of_case.values()]
+    usable = {case: by_case[case] for case in sorted(by_case) if case not in first_of_case}
+    return usable, [*first_of_case.values()]
 
 
 class PredictionIndex:
@@ -228,15 +229,16 @@ class PredictionIndex:
         self.path = path
         self.results = results
         self._url = url
-        self._is_whole = path.name == TABLE
-        self._new: list[CaseRow] = []  # the rows of this run
-        self._next_write = 0.0
+        self._is_complete_table = path.name == TABLE
+        self._rows_of_run: list[CaseRow] = []  # the rows of this run
+        self._next_write = 0.0  # a time of `perf_counter`: the first `put` writes the table
         # a run that was killed may have left an incomplete table under a temporary name
         results.remove_incomplete(path.name)
         self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_key`
         tables = path.parent.glob("predictions*.csv")
+        # the newest table last, because its cells replace those of earlier ones
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
-            with suppress(ReadError):  # a damaged table is written again
+            with suppress(ReadError):  # `write` replaces a damaged table
                 self._earlier |= {_result_key(cells): cells for cells in read_csv(table)}
         self.digests: Digests = {
             (cells.get("path", ""), cells.get("state", "")): cells.get("digest", "")
@@ -248,7 +250,7 @@ class PredictionIndex:
 
         A failure to write is only a warning, because `close` tries again.
         """
-        self._new.append(row)
+        self._rows_of_run.append(row)
         if perf_counter() < self._next_write:
             return
         try:
@@ -271,8 +273,8 @@ class PredictionIndex:
         - `predictions.csv` also has the rows of case files that this run has not predicted, and of
           earlier failures that no row of this run replaces.
         """
-        rows = [*self._new]
-        if self._is_whole:
+        rows = [*self._rows_of_run]
+        if self._is_complete_table:
             done = {row.case for row in rows if row.is_done}
             row_of_scan = {(row.case, row.path): row for row in rows}
             rows += [row.as_kept() for row in self.results.rows() if row.case not in done]
@@ -280,6 +282,7 @@ class PredictionIndex:
                 newer = row_of_scan.get((failure.case, failure.path))
                 if newer is None or not newer.replaces(failure):
                     rows.append(failure)
+        # the results of a case before its failures
         return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
     def _row_cells(self, row: CaseRow) -> dict[str, Any]:
@@ -311,6 +314,7 @@ class PredictionIndex:
         write_csv(self.path, rows, [*columns, *further])
         upload([self.path], self.path.parent, self._url)
         now = perf_counter()
+        # after 1 s of writing, no table is written for 20 s, so that writing takes 1/20 of the time
         self._next_write = now + (now - begin) / _WRITE_SHARE
 
     close = write  # for `closing`

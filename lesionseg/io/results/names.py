@@ -68,6 +68,7 @@ def case_and_kind(file: Path) -> tuple[str, str]:
         return stem, "probabilities"
     if file.name.endswith(CANDIDATES):
         return case, "candidates"
+    # files that are no images, and images with the ending of a candidate file
     if not is_image_file(file) or kind == "candidates":
         return stem, ""
     if match := _BIDS_MASK.fullmatch(stem):
@@ -90,7 +91,7 @@ def mask_stem(case: str, names: MaskNames) -> str:
     entities, suffix = match.groups(default="")  # such as sub-01_ses-2_run-1, _FLAIR
     folder = "/".join(re.findall("(?:sub|ses)-[A-Za-z0-9]+", entities))
     space = "" if "_space-" in entities else "_space-orig"
-    description = suffix.replace("_", "_desc-")
+    description = suffix.replace("_", "_desc-")  # _FLAIR becomes _desc-FLAIR
     return f"{folder}/anat/{entities}{space}_label-lesion{description}_mask"
 
 
@@ -123,6 +124,7 @@ def bids_case_id(case: str, subject: str = "") -> str:
     >>> bids_case_id("2026-01-07_P017_FLAIR", subject="17")
     'sub-17_20260107P017FLAIR'
     """
+    # the text after the last subject, or the case id after "_" if there is none: label is then ""
     _, _, end = f"_{case}".rpartition("_sub-")
     label, _, rest = end.partition("_")
     subject = subject or label
@@ -134,7 +136,7 @@ def bids_case_id(case: str, subject: str = "") -> str:
     rest = _NOT_OF_THE_SCAN.sub("", f"_{rest}")
     suffix = bids_label(_ENTITIES.sub("", rest))
     entities = "".join(_ENTITIES.findall(rest))
-    return f"sub-{subject}{entities}_{suffix}".removesuffix("_")
+    return f"sub-{subject}{entities}_{suffix}".removesuffix("_")  # no "_" without a suffix
 
 
 def bids_label(text: str) -> str:

@@ -24,7 +24,8 @@ from lesionseg.io.results.names import CANDIDATES, FAILED
 from lesionseg.io.text import read_json, read_text, write_json
 
 _DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
-_LIST = '\n "candidates": ['  # the beginning of the candidates, as `write_json` writes it
+# the beginning of the list of candidates, as `write_json` writes it
+_CANDIDATES_START = '\n "candidates": ['
 _SHOWN_DIGITS = 12  # digits of a digest in a message
 
 
@@ -204,7 +205,7 @@ def read_row(path: Path) -> CaseRow:
             "case": case,
         }
         return _ROWS.validate_python(row)
-    except TypeError:
+    except TypeError:  # `**` of a text or list
         problem = "row or source is not a group of keys"
     except ValidationError as error:
         problem = describe_misfits(error, row)
@@ -219,14 +220,14 @@ def _read_head(path: Path) -> dict[str, Any]:
     a file of another program, all keys are returned. Return {} if the JSON is not an object.
     """
     # the text before the candidates, closed with a brace, is a JSON object
-    head, separator, _ = read_text(path).partition(_LIST)
+    head, separator, _ = read_text(path).partition(_CANDIDATES_START)
     if separator:
         with suppress(ValueError):
             content: dict[str, Any] = json.loads(head.removesuffix(",") + "}")
-            if "row" in content:
+            if "row" in content:  # other programs may write keys after the candidates
                 return content
-    whole = read_json(path)
-    return whole if isinstance(whole, dict) else {}
+    all_keys = read_json(path)
+    return all_keys if isinstance(all_keys, dict) else {}
 
 
 def failed_file(folder: Path, case: str) -> Path:
@@ -262,7 +263,7 @@ def row_fields(row: CaseRow) -> dict[str, Any]:
     written = _written_fields(row)
     source = {name: written.pop(name) for name in _SOURCE if name in written}
     key = written.pop("key", "")
-    del written["case"]  # the file states it itself
+    del written["case"]  # `write_candidates` writes it as a key of the file
     return {"source": source, "key": key, "row": written}
 
 
