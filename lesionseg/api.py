@@ -1,4 +1,6 @@
-"""The commands as functions, for notebooks: they accept the same settings and print nothing.
+"""Python API of the commands for notebooks, and `Run`: scores, tables and plots of a folder.
+
+The functions accept the same settings as the commands and print nothing.
 
 run = lesionseg.train("data", loss="focal", trainer__max_minutes=5)
 run.scores["lesion_recall"].value, run.to_pandas("lesions"), run.plot()

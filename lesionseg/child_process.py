@@ -1,4 +1,4 @@
-"""A Python process that runs functions for this process and can be killed at any time."""
+"""A child Python process that runs functions: jobs sent and answered, killed, stop signals."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The settings of the commands: their types and ranges. Defaults and meanings are in `conf/`.
+"""Types and ranges of all settings, unknown keys, loggers, `_target_`; defaults are in `conf/`.
 
 Each key is declared once in a model of this module, or in `settings.py` of an extra, and once in a
 YAML file of `conf/`. On the command line, Hydra composes the files and the overrides

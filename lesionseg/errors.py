@@ -1,4 +1,4 @@
-"""The exceptions of lesionseg, all derived from `LesionsegError`, and helpers for messages."""
+"""Exception classes, numbers of the exit statuses (1, 2, 3, 130), phrases of messages."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,7 @@
-"""Find the extras: commands and outputs that the core does not import, and that may be missing."""
+"""Find an extra (`tune`, `follow`, `export`, `serve`, `pacs`); error if it is not installed.
+
+The core does not import the extras.
+"""
 
 from importlib import import_module
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""The size of the memory, and the release of freed memory by glibc.
+"""Host memory: cgroup limit, default budget (60 % of free memory), peak, release by glibc.
 
 On Linux, a container or a job of a scheduler may use less memory than the machine has: its control
 group (cgroup) has a limit, and the kernel kills a process that exceeds it.

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used."""
+"""`lazy_names`: public names of a package that are imported when they are first used."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

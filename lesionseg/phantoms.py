@@ -1,4 +1,6 @@
-"""Simulated scans with exact references, to try lesionseg without the data of patients.
+"""Simulated scans (MRI, CT, radiographs): anatomy, lesion sizes and shapes, noise, file layout.
+
+They have exact references, to try lesionseg without the data of patients.
 
 A case is made in three steps: smooth tissue, lesions with irregular outlines, and the noise and
 blur of a scanner. With the same settings, case i of a set depends only on the seed and on i. The

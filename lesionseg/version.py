@@ -1,3 +1,3 @@
-"""The version of lesionseg. The build and the release workflow read it from this file."""
+"""The version number of lesionseg, read by the build and the release workflow."""
 
 __version__ = "2.0.0.dev0"

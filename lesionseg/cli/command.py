@@ -1,4 +1,4 @@
-"""Run a command by its name and overrides. Print its outcome, or its error as a sentence."""
+"""Run a command on the terminal: printed outcome or error, `--json`, `-m`, signals, `private`."""
 
 import json
 import logging

@@ -1,4 +1,7 @@
-"""Compose the settings of a command from its overrides with Hydra. pydantic checks them."""
+"""Overrides to settings by Hydra: flags (`-i`, `-o`, `-h`), quotes, lists, unknown options.
+
+pydantic checks the result.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

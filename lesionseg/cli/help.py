@@ -1,4 +1,4 @@
-"""Make the help of a command from the comments of its YAML files."""
+"""The help texts (`--help`) from comments of YAML files: commands, examples, frequent keys."""
 
 import re
 from collections.abc import Iterable, Iterator

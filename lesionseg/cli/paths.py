@@ -1,4 +1,4 @@
-"""Check the paths in a command's settings before heavy packages are imported.
+"""Early check of paths in settings: missing, empty, wrong kind, URL; hints for mistyped paths.
 
 Importing torch takes seconds, and the error about a mistyped path should come before it.
 """

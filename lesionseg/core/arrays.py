@@ -1,4 +1,7 @@
-"""Types of arrays. Docstrings state the shape, such as `[n, dims]`."""
+"""Type aliases of numpy arrays: `Flags`, `Numbers`, `Integers`, `Slab`.
+
+Docstrings state the shape, such as `[n, dims]`.
+"""
 
 import numpy as np
 from numpy.typing import NDArray

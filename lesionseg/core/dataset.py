@@ -1,4 +1,7 @@
-"""A dataset and its cases, on disk and in memory. A case is one visit of one patient."""
+"""Types `Dataset`, `Case`, `CaseFiles`, `Reference`; patients (groups) guessed from case ids.
+
+A case is one visit of one patient.
+"""
 
 import logging
 import math

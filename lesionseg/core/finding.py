@@ -1,4 +1,4 @@
-"""A finding: something unusual about a case, a file or a whole dataset.
+"""`Finding` about a case, file or dataset: severity (note, warning, error); one error for all.
 
 A reader raises an error for a file that cannot be read, and `Finding.of` turns it into the finding
 of its case. Oddities of readable files are returned as findings. No function chooses between

@@ -1,4 +1,4 @@
-"""The grid of an image in the patient (shape and affine), and an array on such a grid."""
+"""The grid of an image: shape, affine in RAS mm, spacing, equality of grids; `Volume`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

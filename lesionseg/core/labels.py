@@ -1,4 +1,4 @@
-"""The labels of a dataset or a network: mask values, names, regions and the value to ignore."""
+"""Lesion labels of a dataset or network: mask values, names, regions, ignored value, merging."""
 
 import math
 from collections.abc import Collection, Mapping

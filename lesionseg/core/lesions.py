@@ -1,4 +1,4 @@
-"""The lesions of one case, marked or predicted: their positions, zones and sizes."""
+"""Lesions of a case, measured: diameter, volume, centre, box; the zone (organ) of a lesion."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The operating point: the lowest score of an accepted candidate, as a bundle states it."""
+"""Fields of an operating point in a bundle: score, aim, expected recall and false positives.
+
+The score is the lowest one of an accepted candidate. `evaluation.operating_points` chooses it.
+"""
 
 from dataclasses import dataclass, field
 

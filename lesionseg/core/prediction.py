@@ -1,4 +1,4 @@
-"""A prediction: the candidates of one case, their masks and the calibration of their scores."""
+"""Types `Prediction`, `Candidate`, `Calibration`: accepted candidates, zones, warnings."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,7 @@
-"""The choices made after training, on predictions for development cases."""
+"""selection.json of a bundle: keys, version; operating points, calibrations, number of members.
+
+These are the choices made after training, on predictions for development cases.
+"""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,6 @@
-"""Augmentation: random changes of training tiles. Image and masks are warped together.
+"""Augmentation of tiles: rotation, scale, flips, elastic, noise, blur, contrast, gamma.
+
+Image and masks are warped together.
 
 Changes are drawn before a tile is read, because a rotated tile needs voxels from around it.
 Otherwise its corners would be empty.

@@ -1,4 +1,4 @@
-"""Prepared cases on disk: memory maps from which tiles are copied, and tables of lesions.
+"""The cache of prepared cases: its files, key and version, memory maps, threads that fill it.
 
 folder/<key of plan and dataset>/<2 characters>/<hash of the case's id and files>/
 ├── image.npy      [C, *spatial] float16

@@ -1,4 +1,7 @@
-"""facts.json: the statistics of each case for the fingerprint, kept so that a case is read once."""
+"""Statistics of each case for the fingerprint: stored file and its version, reuse, threads.
+
+The file (`STATISTICS_FILE`) is kept, so that a case is read once.
+"""
 
 import json
 from base64 import b64decode, b64encode

@@ -1,4 +1,4 @@
-"""Simulated low resolution of 2-D and 3-D tiles, for `experiment=nnunet_recipe`."""
+"""Random low resolution of 2-D and 3-D tiles, a transform of `experiment=nnunet_recipe`."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Preparation of cases: image and reference are oriented and resampled to the plan's grid.
+"""Preparation of a case on the plan's grid: joins `preprocess_image` and `preprocess_reference`.
 
 The grid covers the same region as the file's grid. The image is also normalised.
 """

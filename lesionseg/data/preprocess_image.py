@@ -1,4 +1,4 @@
-"""Preparation of images: they are oriented, resampled to the plan's grid and normalised.
+"""Preparation of images: orientation, resampling to the plan's spacing, normalised intensities.
 
 After clipping, each scheme of `plan.Normalisation` except `local` is the same linear function for
 all voxels of a channel. So the air of a brain scan becomes a constant below the tissue, and edges

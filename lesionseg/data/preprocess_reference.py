@@ -1,4 +1,7 @@
-"""Preparation of references: lesions are resampled to the plan's grid, and each keeps a voxel."""
+"""Preparation of reference masks and boxes: resampling, tiny lesions kept, ignored voxels.
+
+Each lesion keeps at least one voxel.
+"""
 
 import itertools
 import logging

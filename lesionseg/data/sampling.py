@@ -1,4 +1,6 @@
-"""Sampling: the choice of lesion and background tiles for an epoch, in an exact mix per step.
+"""Sampling of training tiles: lesion share of a step, position around a lesion, random streams.
+
+The mix of lesion and background tiles is exact in each step.
 
 A tile depends only on (seed, epoch, index), so that any number of workers reads the same tiles in
 any order. The sampler chooses lesions, not cases. Otherwise a small lesion in a scan with many

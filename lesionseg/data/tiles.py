@@ -1,4 +1,7 @@
-"""Training tiles: a MONAI dataset over cached cases, without an end."""
+"""Dataset of training tiles: reads a tile from the cache, augments it, drops a channel.
+
+It is a MONAI dataset without an end.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,6 @@
-"""The positions of tiles in a volume, for training and for stitching. Needs only numpy.
+"""Positions of overlapping tiles in a volume, and padding, for training and for stitching.
+
+Needs only numpy.
 
  tile 0        tile 2
 ├───────────┤├───────────┤

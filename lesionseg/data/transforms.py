@@ -1,4 +1,6 @@
-"""Dictionary transforms of MONAI or another package, named in a configuration by `_target_`.
+"""MONAI transforms in settings (`augment.extra`, `prepare.extra`): built, checked, trusted, run.
+
+They are dictionary transforms of MONAI or another package, named by `_target_`.
 
 An example is `{_target_: monai.transforms.RandBiasFieldd, keys: image, prob: 0.3}`. An argument may
 itself be a transform. MONAI takes seconds to import, so it is imported with the first transform.

@@ -1,4 +1,4 @@
-"""Scores with and without the false positives that a reader confirmed as lesions."""
+"""Reader's review of false positives: answers in adjudicate.csv, scores with added lesions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

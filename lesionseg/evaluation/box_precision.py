@@ -1,4 +1,6 @@
-"""Average precision of boxes at one or more IoUs, as COCO defines it (Lin et al. 2014).
+"""Average precision of boxes (COCO mAP, RSNA, VinDr-CXR): IoU thresholds, ties, maximum per case.
+
+The definition is that of COCO (Lin et al. 2014).
 
 In each case and label, candidates are matched by descending score. Each takes the free lesion
 with the largest IoU of both bounding boxes, if that IoU is large enough. Such a candidate is a true

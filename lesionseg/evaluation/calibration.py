@@ -1,4 +1,6 @@
-"""Calibration: a share p of the candidates with probability p should be true positives.
+"""Calibration of candidate scores to probabilities (Platt): fit, slope, Brier score, bins.
+
+A share p of the candidates with probability p should be true positives.
 
 A logistic regression on the logit of the score (Platt 1999) turns scores into probabilities.
 Probabilities are never used for ranking.

@@ -1,4 +1,4 @@
-"""Differences between two models on the same cases, paired by group.
+"""Comparison of two models: paired differences, p-values (Holm), primary endpoint, margin.
 
 The interval is a percentile bootstrap over groups, drawn for both models together, with wider tails
 for few groups. The p-value belongs to a permutation test that swaps the two models within whole

@@ -1,4 +1,7 @@
-"""The match criteria, which decide which candidate finds which lesion, and their presets."""
+"""Match rules (`preset`): share of a lesion to be covered, IoU, centre distance; size classes.
+
+`evaluation.matching` applies the rule.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

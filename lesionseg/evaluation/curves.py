@@ -1,4 +1,6 @@
-"""FROC, average precision and AUROC, as statistics of the weights of groups.
+"""Curves from scores and hits: FROC, CPM, average precision of candidates, AUROC of cases.
+
+They are statistics of the weights of groups.
 
 A candidate that is a false positive if all candidates are accepted counts as one at every threshold
 up to its score. A lesion is found at every threshold up to its `detected_at`. The curves therefore

@@ -1,4 +1,6 @@
-"""Drift of a model in use: do new scans and their results still resemble the first ones?
+"""Drift alarm over many scans: number of first scans, usual range, scans in a row beyond it.
+
+Do new scans and their results still resemble the first ones?
 
 A watched value drifts if it is above the usual range of the first scans for several scans in a row,
 or below it. The usual range leaves out the highest and the lowest values, because one odd scan

@@ -1,4 +1,6 @@
-"""95 % intervals for cases and lesions of one patient, which are not independent.
+"""95 % confidence intervals: Wilson, Garwood, bootstrap of patients, fewest patients, reasons.
+
+Cases and lesions of one patient are not independent.
 
 A share has Wilson's interval and a count per case has Garwood's, both with the design effect of
 groups. A share of 0 or 1 has an exact interval of groups. Every other number has a percentile

@@ -1,4 +1,4 @@
-"""Match the labels of predictions with those of the dataset by their names.
+"""Equal label names in prediction and dataset: renumbered values, warnings of unknown labels.
 
 The number of a label often depends on the dataset. In a table of boxes, labels are numbered in the
 order of the alphabet: "nodule" is 2 next to "mass", and 1 if a table contains only nodules.

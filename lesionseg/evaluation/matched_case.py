@@ -1,4 +1,7 @@
-"""Match the prediction of one case with its reference, and write the rows of the three tables."""
+"""Cells of one case for cases.csv, lesions.csv and candidates.csv; check of its two grids.
+
+The prediction is matched with its reference once, for any operating point.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,6 @@
-"""Match candidates with lesions, by the rule that a `Criterion` states.
+"""Matching algorithm: overlaps, links, one-to-one pairs; found, missed, false, ignored.
+
+`evaluation.criteria` has the rules, as a `Criterion`.
 
 By default, several candidates may find a lesion together. A candidate is supported if enough of it
 is located in lesions. A lesion is found if the supported candidates together cover enough of it.

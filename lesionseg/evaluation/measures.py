@@ -1,4 +1,4 @@
-"""The extent of a lesion, surface Dice and HD95 of two masks, and counts of accepted candidates.
+"""Surface Dice, HD95, long and short axis of a lesion, counts and volumes for predictions.csv.
 
 Surface Dice and HD95 are weighted by area (Nikolov et al. 2018, arXiv 1809.04430). The surface
 elements are located at the corners of the voxel grid; MONAI's table states their areas. Time and

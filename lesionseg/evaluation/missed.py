@@ -1,4 +1,4 @@
-"""Explain why a lesion was missed, for each way in which the match rule can leave it out."""
+"""Reasons for a missed lesion (`why_missed`): no response, below the point, merged, label."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

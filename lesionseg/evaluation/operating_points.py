@@ -1,4 +1,4 @@
-"""Operating points: parse a request, choose the score for it, find it again, and explain it.
+"""Operating points: parse `fp_per_case:1`, choose the score, promise a sensitivity, describe it.
 
 `choose` takes evaluated cases, and estimates the rate of its score on new patients. Let the
 threshold be just above the (m+1)-th false positive of n patients, by descending score.

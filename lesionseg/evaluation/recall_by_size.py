@@ -1,4 +1,4 @@
-"""Recall by lesion size: in size classes, and as a smooth curve."""
+"""Recall by lesion size: size classes, logistic curve, diameters at 50 and 90 % recall."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

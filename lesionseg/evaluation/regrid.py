@@ -1,4 +1,4 @@
-"""Resample a prediction onto another grid by the nearest voxel."""
+"""A prediction resampled to the reference's grid (nearest voxel); candidates outside left out."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, as in scores.json.
+"""scores.json and labels.csv: keys, version, provenance; the score table on the terminal.
 
 Every number is a row (`intervals.Estimate`), which is found by its name. The rows with a value of
 `at` are the points of curves: recall at a rate of false positives, average precision at an IoU,

@@ -1,4 +1,4 @@
-"""Select operating points and the calibration of scores on development cases."""
+"""Operating points stored in a bundle: list of aims; calibration on development cases."""
 
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Subgroups of cases by columns of tables, and of lesions by zone.
+"""Subgroups: columns that divide the cases, quartiles, maximum of values; lesions by zone.
 
 Subgroups deliberately have no p-values. Many are looked at, and a p-value is only valid for a
 comparison that was planned before.

@@ -1,4 +1,4 @@
-"""Summarise the tables of all cases as scores."""
+"""Scores computed from the tables: recall, F1, Dice, panoptic quality, load; why undefined."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence

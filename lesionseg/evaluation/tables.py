@@ -1,4 +1,6 @@
-"""The three tables of an evaluation: cases, lesions and candidates.
+"""Columns (name, type, unit, meaning) of cases.csv, lesions.csv and candidates.csv; their parts.
+
+They are the three tables of an evaluation.
 
 Matching writes their rows, and every score is a function of them. `cases.csv`, `lesions.csv` and
 `candidates.csv` have the same columns. Each column is declared here, once, with its type, unit and

@@ -1,4 +1,4 @@
-"""Calibration of the probabilities of voxels on development cases.
+"""Calibration of voxel probabilities: fit on development cases, minimum gain to be used.
 
 A network that was trained with Dice or on few patients may have probabilities that are too extreme
 or too moderate. The voxel threshold then delineates candidates too tightly or too widely, and faint

@@ -1,4 +1,4 @@
-"""The disagreement of the networks of an ensemble on a scan, to choose scans for annotation."""
+"""The number `disagreement` of an ensemble on a scan, to choose scans for annotation."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A mask of the patient's body. Outside of it, everything is background and no tile is computed.
+"""Body mask: tissue limits in CT and MRI, block size, margin; no tiles outside of the body.
 
 The mask is coarse (blocks of about 4 mm) and generous: it may contain air, but must not exclude
 tissue. It is computed from the image before normalisation:

@@ -1,4 +1,6 @@
-"""The boxes of a detector: collected from tiles, merged, restored to the file's grid.
+"""A detector's boxes as candidates: maximum, merging of tiles, fusion with voxel candidates.
+
+They are restored to the file's grid. `ops.suppression` has the algorithm of merging.
 
 They are the candidates of a case, or are fused with the candidates from voxels.
 """

@@ -1,4 +1,4 @@
-"""A bundle: a folder with weights, plan and selection. Reading it executes nothing.
+"""Bundle files: weights, plan, selection and card written, read without execution; digest.
 
 bundle/
 ├── weights.safetensors   tensors by name; its header contains the ranges of the training scans

@@ -1,4 +1,6 @@
-"""Find candidates in probabilities: the connected region around each peak.
+"""Candidates from voxel probabilities: peaks, grown regions, prominence, score, labels.
+
+A candidate is the connected region around a peak.
 
 Only the voxels that can belong to a candidate are kept in memory. The memory therefore depends on
 the number of these voxels, not on the size of the volume.

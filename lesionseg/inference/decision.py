@@ -1,4 +1,7 @@
-"""Decide on candidates: restore probabilities to the file's grid, find candidates, accept them."""
+"""Network outputs to accepted candidates: voxels, boxes or both; limit of candidates, warning.
+
+Probabilities are restored to the file's grid.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence

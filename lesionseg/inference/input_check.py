@@ -1,4 +1,4 @@
-"""Compare a scan with the training scans, by a few statistics and their ranges.
+"""Warning that a scan is unlike the training scans: statistics, accepted ranges, negatives.
 
 The statistics are spacing and extent of the file's grid and, for each channel, percentiles of the
 normalised intensities and the mean difference of neighbouring voxels along each axis. The

@@ -1,4 +1,4 @@
-"""The model card in Markdown: purpose, input, output, performance and limits of a bundle.
+"""The model card (README.md of a bundle): its text, score table, metadata for Hugging Face.
 
 It begins with the metadata that the Hugging Face Hub reads, so that a bundle is a repository there.
 """

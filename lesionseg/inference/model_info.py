@@ -1,4 +1,4 @@
-"""The details of a model that a user needs before the first prediction."""
+"""Lines of `info` about a model: labels, input, memory, training, operating points."""
 
 import json
 from collections.abc import Mapping

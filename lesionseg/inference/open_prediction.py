@@ -1,4 +1,4 @@
-"""Read the prediction of a case that lesionseg, nnU-Net or another program wrote."""
+"""Prediction for `evaluate`: candidate file, mask or nnU-Net's .npz, on the reference's grid."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The predictor: find the candidates in scans with one or several bundles."""
+"""`Predictor`: reads, prepares and infers a scan with bundles; ensembles, mirrored views."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Convert the logits of a network to probabilities."""
+"""Logits to probabilities: softmax, sigmoid, focal-loss correction, calibration, ranks near 1."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Process many volumes in a row: read the next and write the last while one is inferred."""
+"""Many scans in a row: parallel read, infer, write; memory budget, estimate for a case."""
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

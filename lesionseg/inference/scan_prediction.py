@@ -1,4 +1,4 @@
-"""The prediction of a scan in Python, which can be saved as `predict` writes it."""
+"""`ScanPrediction.save`: the prediction of a scan in Python, saved as `predict` writes it."""
 
 from dataclasses import dataclass
 from os import PathLike

@@ -1,4 +1,4 @@
-"""Combine tile outputs into one volume, stored in memory or in a file.
+"""Average of overlapping tiles: Gaussian weights, sums of rows, storage in memory or a file.
 
 rows ──▶  finished       │  sums, one tile high      │  not reached yet
 ─────────────────────────┼───────────────────────────┼──────────────────

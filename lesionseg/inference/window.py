@@ -1,4 +1,6 @@
-"""Sliding-window inference: apply networks to a whole volume in overlapping tiles.
+"""Sliding window: loop over tiles and mirrored views, batch halved if memory runs out, `device`.
+
+Networks are applied to a volume in overlapping tiles.
 
 image ──▶ TileGrid ──▶ batches of tiles ──▶ networks ──▶ Stitcher ──▶ Store (probabilities)
                                                     └──▶ BoxCollector ──▶ Boxes

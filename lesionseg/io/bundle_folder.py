@@ -1,4 +1,4 @@
-"""Locating the files of a bundle in a folder or a zip, and reading its model card."""
+"""File names in a bundle; its folder found in a run, a zip or an address; text of its card."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Case ids as parts of file names, tables and messages."""
+"""Case ids: allowed characters, length, channel suffix `_0000`, ids that are equal, printing."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Reading cases: all channels on one grid, and the reference that belongs to them."""
+"""Reading of a case: channels on one grid, reference, NaN, mask values that are no labels."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The channels of a case: one file each, or the colours of a single picture."""
+"""Channels of a case: a file each or colours of a picture; missing channels, wrong number."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

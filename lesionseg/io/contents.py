@@ -1,4 +1,4 @@
-"""The files that store an image or a case, their digest and their state."""
+"""Files of an image with its voxel files; their SHA-256, and state that shows a change."""
 
 import json
 from collections.abc import Iterable, Sequence

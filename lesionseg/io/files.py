@@ -1,4 +1,4 @@
-"""Atomic files, missing files, and locks of folders.
+"""Atomic files, missing files, lock of a folder: error if two programs write into it.
 
 A file is written under a temporary name in the same folder and then renamed. If the program is
 killed, the old file remains.

@@ -1,4 +1,4 @@
-"""The image formats: the suffixes of each, and the functions that read and write its files.
+"""List of image formats: suffixes, functions that read and write; place to add a format.
 
 A new format is one module with these functions and one entry in `FORMATS`.
 """

@@ -1,4 +1,7 @@
-"""Comparing the grids of two files that belong together, such as a mask and its scan."""
+"""Grid of a mask against its scan: tolerances, lost or turned header, message if they differ.
+
+`GridPair` compares the grids of two files that belong together.
+"""
 
 import logging
 from dataclasses import dataclass

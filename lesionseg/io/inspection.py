@@ -1,4 +1,7 @@
-"""Finding all errors of a case. Reading a case, by contrast, stops at the first error."""
+"""All errors of one case for `prepare check=true`; patient and text in DICOM images.
+
+Reading a case, by contrast, stops at the first error.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,4 +1,7 @@
-"""NRRD and MetaImage files, read by SimpleITK, whose axes point left, posterior and superior."""
+"""NRRD and MetaImage (.nrrd, .mha): suffixes, header checks, separate voxel file, writing.
+
+SimpleITK reads them. Its axes point left, posterior and superior.
+"""
 
 import math
 import re

@@ -1,4 +1,7 @@
-"""Limits of the size of an image, checked before allocation, and errors that name the file."""
+"""Limits of an image file: voxels, spacing, extent, seconds; advice for unreadable files.
+
+They are checked before allocation.
+"""
 
 import errno
 import math

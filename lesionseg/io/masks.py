@@ -1,4 +1,4 @@
-"""Reading masks of labels and of lesion ids, in any format, on their own grid."""
+"""Mask files: labels rounded to integers, lesion ids, JPEG-like or smoothed masks refused."""
 
 import logging
 from pathlib import Path

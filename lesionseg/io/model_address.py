@@ -1,4 +1,4 @@
-"""Models at an address: a repository of the Hugging Face Hub, or a file of a web server.
+"""Model at `hf://` or `https://`: download, cache, SHA-256, redirects, size limit, web errors.
 
 `hf://user/model[@revision][/path]` is downloaded by the package of the hub into its own cache.
 `https://…/model.zip` is downloaded into `models` of `download_folder`, into a folder named by the

@@ -1,4 +1,4 @@
-"""Reading the files of a model in a folder or in a zip, with limits of their size.
+"""Files of a model in a folder or zip: size limits, unsafe names in a zip.
 
 Zips are read member by member. No member is written under the name that the zip states.
 """

@@ -1,4 +1,7 @@
-"""NIfTI files: the axes are (x, y, z) in the file and (z, y, x) in memory."""
+"""NIfTI files (.nii, .nii.gz): read, write, units, contradicting sform, qform and voxel size.
+
+The axes are (x, y, z) in the file and (z, y, x) in memory.
+"""
 
 import gzip
 import io

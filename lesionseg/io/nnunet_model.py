@@ -1,4 +1,6 @@
-"""Files of an nnU-Net v2 model: a folder of `nnUNet_results`, or a zip that nnU-Net exported.
+"""nnU-Net model on disk or in a zip: names of plans and checkpoint, choice of folds, digest.
+
+It is a folder of `nnUNet_results`, or a zip that nnU-Net exported.
 
 A model folder contains `plans.json`, `dataset.json`, `fold_0/checkpoint_final.pth` and so on. A zip
 contains one or more such folders. A path such as

@@ -1,4 +1,4 @@
-"""nnU-Net's probabilities of a case, `<case>.npz`: written as nnU-Net does, read slab by slab.
+"""nnU-Net's `<case>.npz` with .pkl and plans.json: array names, written, read slab by slab.
 
 The archive contains one array `[K, z, y, x]`, `probabilities` of nnU-Net v2 or `softmax` of v1. The
 background is first, unless labels are regions. Header and voxels are read as plain bytes. Nothing

@@ -1,4 +1,4 @@
-"""The samples of a picture, and the values or labels that they mean.
+"""Pixels of a picture to grey values or labels: palette, opacity, equal colours, orientation.
 
 The values are those that a viewer shows. They do not depend on format, compression or depth.
 """

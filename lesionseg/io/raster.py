@@ -1,4 +1,6 @@
-"""PNG, JPEG, BMP and TIFF files: two spatial axes, one channel in grey, three in colour.
+"""PNG, JPEG, BMP (TIFF by io/tiff.py): suffixes, decoding, pixel size, colours, writing.
+
+These files have two spatial axes, one channel in grey, three in colour.
 
 A decoder returns the samples as the file stores them. `io.picture` computes the values that a
 viewer shows, or the labels of a mask.

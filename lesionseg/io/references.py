@@ -1,4 +1,4 @@
-"""The references of a folder: a dataset, or a folder of masks."""
+"""References for `evaluate`: a dataset or a folder of masks, their labels, reading of one."""
 
 import logging
 from collections.abc import Mapping

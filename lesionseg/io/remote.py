@@ -1,4 +1,4 @@
-"""Datasets and results at a URL: downloading files before reading, and uploading results.
+"""Data folder at a URL (S3, GCS, HTTP): download of changed files, upload of results, errors.
 
 All stores of fsspec can be used: `s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`,
 `hf://datasets/user/name[@revision]/folder`.

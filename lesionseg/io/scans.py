@@ -1,4 +1,6 @@
-"""Find the scans of an input: the files that belong together, their case ids and their content.
+"""Scans of an input (folder, glob, table): case ids, clashes, files skipped or no scan.
+
+`pipeline.predict_selection` leaves out scans by their properties.
 
 A case id consists of the scan's path below the input. If a folder contains several DICOM series,
 number and UID of the series are added. An id never depends on another case.

@@ -1,4 +1,6 @@
-"""Split files, which assign cases to training and validation.
+"""Split files (splits_final.json, splits.json): accepted forms, folds, roles, errors.
+
+They assign cases to training and validation.
 
 Three forms are accepted: a list of folds (nnU-Net's `splits_final.json`), a single fold, and our
 `splits.json` with a role per case:

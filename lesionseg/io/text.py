@@ -1,4 +1,7 @@
-"""Text files: tables, JSON and YAML. They are read as UTF-8 and written atomically."""
+"""CSV, JSON, YAML and text: separators, encodings, escaped formulas, size limits.
+
+They are written atomically.
+"""
 
 import csv
 import io

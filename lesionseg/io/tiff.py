@@ -1,4 +1,6 @@
-"""TIFF files: one page is a picture, several grey pages are a volume, as in nnU-Net's `Tiff3DIO`.
+"""TIFF files: picture or volume by pages, spacing in a JSON file, damaged pages, grey values.
+
+Several grey pages are a volume, as in nnU-Net's `Tiff3DIO`.
 
 A JSON file in the same folder states the spacing of a volume in millimetres,
 `{"spacing": [z, y, x]}`. For the image `case_0000.tif` and the mask `case.tif` this file is

@@ -1,4 +1,4 @@
-"""Reading and writing volumes in any format. The suffix of the file name decides the format.
+"""Image format chosen by suffix; reading and writing a volume; suffix of predicted masks.
 
 A folder is DICOM. A file of an unknown suffix is DICOM if it begins like DICOM.
 """

@@ -1,4 +1,4 @@
-"""Warnings of readers: logged once, although a file is read several times, and collected."""
+"""Warnings of readers: logged once per process although a file is read often, and collected."""
 
 import logging
 from collections.abc import Iterator

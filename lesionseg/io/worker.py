@@ -1,4 +1,4 @@
-"""The worker process, in which native decoders run with limits of memory and processor time.
+"""The worker process of native decoders: limits of memory and processor time, crash, restart.
 
 A damaged file may crash a native library (ITK, Pillow, TIFF, JPEG in DICOM, run lengths of COCO),
 fill the memory or never end. If the worker dies, only this file fails. The worker is not a sandbox.

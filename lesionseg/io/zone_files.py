@@ -1,4 +1,4 @@
-"""Anatomy masks, such as those of TotalSegmentator, SynthSeg or FreeSurfer, and their names.
+"""Zones: anatomy masks per case (TotalSegmentator, FreeSurfer), table of names, its columns.
 
 A folder contains one mask per case, named after the case, on any grid, and at most one table with
 the names of the mask values.

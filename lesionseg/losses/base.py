@@ -1,4 +1,4 @@
-"""The interface of all losses of a voxel network, its helpers, and a wrapper for other losses."""
+"""Base class of voxel losses, custom MONAI losses, average of positives, unannotated classes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

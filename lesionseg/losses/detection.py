@@ -1,4 +1,4 @@
-"""The loss of a detector: focal loss of all anchors, overlap and offsets of positive anchors."""
+"""Loss of a detector: weights of box overlap and offsets, focal loss, hard negatives."""
 
 from dataclasses import dataclass
 

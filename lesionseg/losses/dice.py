@@ -1,4 +1,7 @@
-"""Focal loss and cross-entropy as modules with named terms, each also combined with Dice."""
+"""Dice loss, cross-entropy and focal loss as modules: `loss.*` weights, smoothing, named terms.
+
+Focal loss and cross-entropy may each be combined with Dice.
+"""
 
 import math
 

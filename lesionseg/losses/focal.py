@@ -1,4 +1,6 @@
-"""Focal loss (Lin et al. 2017, arXiv 1708.02002) for voxels of any dimension and for anchors.
+"""Focal loss: formula, α, γ, reductions, gradient, range of settings, corrected scores.
+
+It is that of Lin et al. 2017, arXiv 1708.02002, for voxels of any dimension and for anchors.
 
     FL(p_t) = −α_t · (1 − p_t)^γ · log p_t
 

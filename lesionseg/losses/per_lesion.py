@@ -1,4 +1,7 @@
-"""Dice and focal loss of the batch, plus terms in which each lesion has the same weight."""
+"""Loss with equal weight per lesion: nearest-lesion cells, reach in voxels, share of the weight.
+
+The terms are added to Dice and focal loss of the batch.
+"""
 
 import math
 from collections.abc import Sequence

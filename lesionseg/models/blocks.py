@@ -1,4 +1,4 @@
-"""Building blocks of networks: convolution, instance norm and leaky ReLU, plain or residual."""
+"""Layers of networks: convolution, instance norm, leaky ReLU, residual block, He weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 

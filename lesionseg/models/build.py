@@ -1,4 +1,6 @@
-"""Build the network of a plan, and choose the number format for a device.
+"""Table of architectures, network of a plan, bf16 or fp32, memory format, weights not finite.
+
+The number format is chosen for a device.
 
 Classes that a plan names are imported only if the caller passes `TRUSTED`.
 """

@@ -1,4 +1,4 @@
-"""Networks of MONAI, another installed package or the user, given by class name and arguments.
+"""Networks by class name (MONAI, user): arguments filled in, outputs, tile sizes that fit.
 
 `Architecture.network` contains both. The result is a module that trains like our own networks.
 """

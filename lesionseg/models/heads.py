@@ -1,4 +1,4 @@
-"""Heads: the last layers of a network, which compute logits and boxes from features."""
+"""Heads: voxel logits with prior bias, towers for classes and boxes of a detector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A formula for the GPU memory that a training step of a plan's network takes."""
+"""Estimated GPU memory of a training step: bytes per voxel, weight and anchor, constants."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Read a checkpoint of nnU-Net v2 or nnssl: its weights by our names, and details of its training.
+"""Checkpoint of nnU-Net v2 or nnssl: weights by our names, architecture from their shapes.
 
 Checkpoints of nnU-Net v2 and of nnssl (its ResEnc, as of OpenMind, arXiv 2412.17041) are read
 without running code. Their plain and residual encoder U-Nets are our U-Nets with `layout: nnunet`.

@@ -1,4 +1,7 @@
-"""RetinaNet and Retina U-Net, with the backbone of our U-Net or another one."""
+"""RetinaNet and Retina U-Net: encoder, feature pyramid and detection heads on its levels.
+
+The backbone is that of our U-Net or another one.
+"""
 
 from collections.abc import Sequence
 

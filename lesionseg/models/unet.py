@@ -1,4 +1,4 @@
-"""U-Nets: an encoder and a decoder that compute feature pyramids, and a head per level."""
+"""U-Net: encoder, decoder, skip connections, head per supervised level."""
 
 from collections.abc import Sequence
 

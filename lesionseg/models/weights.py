@@ -1,4 +1,6 @@
-"""Initial weights of a network, taken from another network or from a checkpoint.
+"""Copy of weights to a new network: equal shapes, heads, other input channels, what is fresh.
+
+They come from another network or from a checkpoint.
 
 Tensors of the backbone are copied if name and shape agree, and those of a head if its outputs also
 have the same meaning.

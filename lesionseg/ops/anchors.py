@@ -1,4 +1,4 @@
-"""Anchors: boxes on the grid of each pyramid level, and their assignment to lesions."""
+"""Anchors on a feature pyramid: their boxes, assignment to lesions (ATSS), ignored anchors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Reduction of arrays to blocks of voxels."""
+"""Maximum of each block of voxels: an array of lower resolution."""
 
 from collections.abc import Sequence
 from typing import TypeVar

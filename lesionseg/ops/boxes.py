@@ -1,4 +1,7 @@
-"""Boxes `[n, 2·dims]` with any number of axes: all starts, then all stops, half-open, in voxels."""
+"""Box arithmetic: IoU, GIoU, volume, offsets from anchors, boxes of the lesions in a tile.
+
+Boxes `[n, 2·dims]` have any number of axes: all starts, then all stops, half-open, in voxels.
+"""
 
 import itertools
 from math import log

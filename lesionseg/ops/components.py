@@ -1,4 +1,7 @@
-"""Connected components: the definition of a lesion, for references and predictions alike."""
+"""Connected components: what is one lesion (26 or 8 neighbours); lesions measured, shapes filled.
+
+The definition applies to references and predictions alike.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Small tensors of constants that a GPU receives once."""
+"""Constants as small tensors that are sent to a GPU once."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""The choice of algorithms for convolutions on a GPU."""
+"""cuDNN's choice of the fastest convolution algorithm for each shape, within a context."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

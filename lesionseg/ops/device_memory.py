@@ -1,4 +1,4 @@
-"""The memory of a device: what is free on a GPU, and whether an error means that memory ran out."""
+"""Free memory of a GPU, and the error messages that mean "out of memory"."""
 
 import torch
 

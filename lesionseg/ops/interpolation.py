@@ -1,4 +1,6 @@
-"""Interpolation of arrays on regular grids: by position in space, or over the same extent.
+"""Interpolation: an array resampled to a grid, or resized by splines; edges, tolerances, slabs.
+
+It is by position in space, or over the same extent.
 
 Index coordinates refer to voxel centres: voxel 0 extends from −½ to ½.
 

@@ -1,4 +1,7 @@
-"""Non-maximum suppression of boxes of any number of axes."""
+"""Non-maximum suppression (NMS) of boxes: algorithm only, the IoU limit is an argument.
+
+Boxes have any number of axes. Limits are in `inference.box_candidates` and the plan.
+"""
 
 import numpy as np
 import torch

@@ -1,4 +1,6 @@
-"""Warping of tiles: each voxel of a tile is read at a position in a larger region of the volume.
+"""Warp of a tile by matrix and displacement: linear for images, nearest voxel for masks.
+
+Each voxel of a tile is read at a position in a larger region of the volume.
 
 Images are interpolated linearly; masks take the nearest voxel. Coordinates refer to voxel centres.
 The outermost value applies up to half a voxel outside of the source, and 0 beyond. All tensors are

@@ -1,4 +1,7 @@
-"""`prepare check=true`: find every problem of every case, and write a page that shows them."""
+"""`prepare check=true`: problems of cases, leaks, equal images, spacing outliers, exit status.
+
+A page shows them.
+"""
 
 import logging
 import os

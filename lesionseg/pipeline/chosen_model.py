@@ -1,4 +1,4 @@
-"""Replace `model=auto` in the settings by the name of a model, and keep the choices of a run."""
+"""`model=auto` in settings: replaced by the chosen name, kept when a run is resumed."""
 
 from pathlib import Path
 from typing import Literal, TypeVar

@@ -1,4 +1,4 @@
-"""Convert an nnU-Net model to our bundle, with operating points from its cross-validation."""
+"""nnU-Net model to a bundle: operating points from its cross-validation, refused replacement."""
 
 import logging
 from collections.abc import Callable, Sequence

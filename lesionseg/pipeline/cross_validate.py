@@ -1,4 +1,6 @@
-"""Train every fold in turn, and select on cases that were not used to train their fold's network.
+"""`data.fold=all`: every fold trained, out-of-fold selection, ensemble bundle, test cases.
+
+Selection uses cases that were not used to train their fold's network.
 
 run_dir/
 ├── plan.json, splits.json   one plan for all folds; the folds, as `data.splits` reads them

@@ -1,4 +1,7 @@
-"""The inspection of a dataset: its cases, lesions and roles. All decisions start from it."""
+"""Inspection of `data.root`: cases, roles, folds, cache folder, errors without usable lesions.
+
+All decisions start from it.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Choose operating points on predictions of development cases, as `evaluate` and `export` do.
+"""`chosen_on=` of `evaluate` and `export`: development cases, their folds, choice of the point.
 
 Scores are too optimistic if the point is chosen on the evaluated cases themselves. `chosen_on=`
 names a folder of development predictions instead, such as the cross-validation of an nnU-Net model

@@ -1,4 +1,6 @@
-"""`evaluate`: compare predicted files with reference files, case by case.
+"""`evaluate`: pairs of prediction and reference, second model, missing cases, exit status.
+
+Predicted files are compared with reference files, case by case.
 
 The inputs are two folders of masks, boxes or candidates from any program. The outputs are
 `scores.json` and the tables of cases, lesions, candidates and labels.

@@ -1,4 +1,7 @@
-"""An experiment: the values that all steps of a training need. They are made once."""
+"""`Experiment`: settings, dataset, run directory and device that all steps of a training share.
+
+The values are made once.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

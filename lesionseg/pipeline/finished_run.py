@@ -1,4 +1,4 @@
-"""The record of a finished training, so that the same command does not repeat it."""
+"""finished.json: record of a finished training; when the same `train` command is not repeated."""
 
 import json
 import time

@@ -1,4 +1,7 @@
-"""`info`: state the needs of a model and the contents of a folder. Nothing is written."""
+"""`info`: printed lines on a folder of data or scans, and whether a model fits.
+
+Nothing is written.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

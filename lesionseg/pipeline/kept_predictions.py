@@ -1,4 +1,4 @@
-"""Keep the masks and candidates that `evaluate` finds in nnU-Net's probabilities."""
+"""Folder `predictions` of `evaluate`: masks and candidates found in nnU-Net's probabilities."""
 
 import logging
 import shutil

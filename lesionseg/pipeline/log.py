@@ -1,4 +1,4 @@
-"""The output of a command: lines of text, progress bars, and the log of a run."""
+"""Progress bars, train.log, log format, commands printed for a shell, columns of text tables."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""The function of a command, and its result, which `cli` prints and a notebook uses."""
+"""Base class of a command's result (lines, next command, `--json`, exit status); its function."""
 
 from collections.abc import Callable
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""The claim of a command on the folder into which it writes."""
+"""Decorator `hold_lock`: a command locks its output folder; the rule is in io/files.py.
+
+`io.files.locked_folder` is the lock, and `io.results.folder.claim` refuses run directories.
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext

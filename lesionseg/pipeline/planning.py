@@ -1,4 +1,4 @@
-"""Make the plan of a training, or read it from the run directory, and check it."""
+"""Plan of a run: new or read again, narrow network for short CPU runs, memory, loss checks."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""`predict`: write masks, candidates and a status for each scan of a folder."""
+"""`predict`: all scans of an input: engine, earlier results, drift messages, files of a folder.
+
+Masks, candidates and a status are written for each scan.
+"""
 
 import logging
 import shutil

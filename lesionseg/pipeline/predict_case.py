@@ -1,4 +1,4 @@
-"""Process a scan for `predict`: read it, run the networks, write its files."""
+"""One scan in `predict`: steps, status (done, warned, blank, failed), unchanged results."""
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence

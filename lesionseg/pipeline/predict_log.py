@@ -1,4 +1,4 @@
-"""`predictions.log` and `predictions.jsonl`: the events of `predict` with times, in its output."""
+"""predictions.log and predictions.jsonl: the events of `predict` with their times."""
 
 import json
 import logging

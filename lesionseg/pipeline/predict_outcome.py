@@ -1,4 +1,4 @@
-"""The outcome of a run of `predict`."""
+"""Exit status of `predict`, its printed counts and warnings, JSON record and next command."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass

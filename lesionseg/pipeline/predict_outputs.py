@@ -1,4 +1,4 @@
-"""Further files that `predict` writes with those of a case, and may send: the seam for an extra."""
+"""Link of `predict` to DICOM results of the extra `pacs`: withheld results, missing extra."""
 
 import logging
 from collections.abc import Mapping, Sequence

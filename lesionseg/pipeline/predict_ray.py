@@ -1,4 +1,6 @@
-"""Predict cases on a Ray cluster. Each actor predicts some cases, as a single machine would.
+"""`predict` on a Ray cluster: number of actors, cases per call, attempts after a crash.
+
+Each actor predicts some cases, as a single machine would.
 
 Every machine must see bundle, input and output under the same paths. If an actor dies, Ray restarts
 it and repeats its cases. If they kill it again and again, each case is sent on its own. A case that

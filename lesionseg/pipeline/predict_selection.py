@@ -1,4 +1,4 @@
-"""Choose the scans to predict: those of a shard, without localisers, single slices and others."""
+"""Scans that `predict` skips: modality, description, localisers, few slices; shards of jobs."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`prepare`: read and check every case, plan, and fill the cache."""
+"""`prepare`: read and check every case, plan, fill the cache; printed reasons of the plan."""
 
 import logging
 from collections.abc import Mapping

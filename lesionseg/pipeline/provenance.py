@@ -1,4 +1,4 @@
-"""The provenance of results. It contains no path and no name of a case."""
+"""Provenance of results: versions, commit, machine, seed, data digest; no path, no case name."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""`report`: write a page and a PDF from the tables of `evaluate` and the images."""
+"""`report`: page of scores or month page, next command after a review, removal of old pages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

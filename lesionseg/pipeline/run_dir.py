@@ -1,4 +1,6 @@
-"""The run directory of a training. It belongs to one configuration and its cases.
+"""Run directory: default name, settings that may change on resuming, changed cases, seen cases.
+
+It belongs to one configuration and its cases.
 
 Only the same configuration and cases resume the training.
 """

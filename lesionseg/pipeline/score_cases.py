@@ -1,4 +1,6 @@
-"""Score cases: from references and predictions to the three tables and the scores.
+"""Loop over cases: reference and prediction read and matched; message for a case not scored.
+
+The results are the three tables and the scores.
 
 Training, `evaluate`, cross-validation and `tune` call `score_cases`. Predictions are files, or a
 network makes them at this moment. Each case is matched once, for any operating point.

@@ -1,4 +1,4 @@
-"""Score a network on the cases of a role of a training: validation, out-of-fold and test cases."""
+"""Scores in a training: validation, out-of-fold, test; score by which weights are kept."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

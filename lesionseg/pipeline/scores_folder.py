@@ -1,4 +1,4 @@
-"""The place of the scores in an output folder or a run directory."""
+"""Where scores.json is found in an output folder or a run directory."""
 
 from pathlib import Path
 

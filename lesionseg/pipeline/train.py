@@ -1,4 +1,7 @@
-"""`train`: make a bundle, scores and a report from a folder of scans."""
+"""`train`: order of steps, warning of few patients, last lines, advice if nothing was found.
+
+It makes a bundle, scores and a report from a folder of scans.
+"""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Train one network by a plan, select on its validation cases, and write a bundle."""
+"""One training: network, selection, bundle, card; number of cases validated meanwhile."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The rule that fits anchors to the lesions of a dataset."""
+"""Rule for anchors: pyramid levels and box sizes fitted to the lesions, number of shapes."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Find masks that were drawn from boxes: filled rectangles, and ellipses inscribed in a box."""
+"""Masks drawn from boxes: test for rectangle or ellipse, shortest side, tolerance in pixels."""
 
 from typing import NamedTuple
 

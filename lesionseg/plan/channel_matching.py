@@ -1,4 +1,4 @@
-"""Match the channels of a network to those of the network that training starts from."""
+"""Channels of a network matched by name to those of the network that training starts from."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The fingerprint: statistics of a dataset's images and lesions."""
+"""Fingerprint of a dataset: intensities, spacings, lesion sizes, modality; sampled voxels."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Divide units (patients) so that training and validation both have each label, if possible."""
+"""Balance of labels in a split: training and validation get each label if possible; folds."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Make a plan from a fingerprint: apply the planning rules in order, with reasons."""
+"""Order of the planning rules; user's values, values of a bundle to start from, refusals.
+
+A plan is made from a fingerprint, with reasons.
+"""
 
 import logging
 from collections.abc import Callable, Sequence

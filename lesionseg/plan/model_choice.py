@@ -1,4 +1,4 @@
-"""Choose the model of a dataset: a detector for boxes, and for masks that were drawn from boxes."""
+"""Rule of `model=auto`: detector for boxes and for masks drawn from boxes, otherwise U-Net."""
 
 from dataclasses import dataclass
 

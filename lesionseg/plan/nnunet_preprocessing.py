@@ -1,4 +1,7 @@
-"""The preprocessing and restoring of scans by an nnU-Net v2 model, from its `plans.json`."""
+"""Types of an nnU-Net recipe in a plan: normalisation, resampling, transpose, mirror axes.
+
+The recipe comes from `plans.json` of an nnU-Net v2 model.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -1,4 +1,7 @@
-"""The plan: all decisions that follow from a dataset's statistics, as a versioned JSON file."""
+"""plan.json: keys and ranges, versions that can be read, default candidate rule, old keys.
+
+The plan has all decisions that follow from a dataset's statistics.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

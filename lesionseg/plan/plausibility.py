@@ -1,4 +1,4 @@
-"""Implausible references: inverted masks, boxes in another format, boxes that occur twice.
+"""Implausible references: inverted masks, box formats, repeated boxes; questions and limits.
 
 Such a finding is not an error, because a lesion may fill an image. It is a question to the person
 who prepared the data.

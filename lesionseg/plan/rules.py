@@ -1,4 +1,6 @@
-"""The planning rules: one pure function per decision, with its reason and its source.
+"""Planning rules: spacing, normalisation of a channel, tile, batch, candidate rule, prior.
+
+Each is a pure function with its reason and its source.
 
 "nnU-Net" means Isensee F et al., Nature Methods 2021;18:203, and its supplement.
 """

@@ -1,4 +1,7 @@
-"""Division of cases into training and validation: by group, balanced by lesions, repeatable."""
+"""Roles and folds of cases: validation drawn by patient, balanced by lesions; split file used.
+
+The division is repeatable.
+"""
 
 import json
 import logging

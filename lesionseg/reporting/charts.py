@@ -1,4 +1,6 @@
-"""The charts of the report. Each function returns one chart or None.
+"""Charts of the report: FROC, size, Dice, subgroups, reliability, training curves; colours.
+
+Each function returns one chart or None.
 
 The exception is `training_charts`, which returns a list.
 """

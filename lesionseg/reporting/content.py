@@ -1,4 +1,4 @@
-"""The content of the page of a report."""
+"""Fields that the template of the report page receives; pictures on top."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The page of a dataset: findings, a picture of every case, sizes, intensities and spacings."""
+"""Page of a dataset: text of each finding, picture of every case, charts of spacings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

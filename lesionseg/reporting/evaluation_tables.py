@@ -1,4 +1,4 @@
-"""Read scores.json and the three tables that `evaluate` and `train` write."""
+"""Tables of an evaluation for the report: small lesions (5 mm), size classes, pseudonyms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

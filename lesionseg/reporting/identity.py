@@ -1,4 +1,4 @@
-"""The tested program, its dataset and the date, read from scores.json and its run directory."""
+"""Tested program, dataset and date on the report, read from scores.json and the run directory."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The image, reference and detections of one case, read from the folders that a report gets."""
+"""Image, reference and prediction of a case for pictures: folders searched, colours, masks."""
 
 import logging
 from collections.abc import Collection, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The page of a model in use: does this month differ from the first scans?"""
+"""The month page: periods, chart and table of a model in use against the first scans."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Print a page as a PDF: WeasyPrint renders the same HTML that a browser shows."""
+"""PDF of a page with WeasyPrint: fonts, fixed time, print style."""
 
 import base64
 import logging

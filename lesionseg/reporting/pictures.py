@@ -1,4 +1,7 @@
-"""Cut-outs of a scan around a lesion, in the orientation that is usual in radiology."""
+"""Cut-outs around a lesion: side in mm, grey window, outlines, scale bar, orientation.
+
+The orientation is that of radiology. `write_preview` draws the preview of `predict`.
+"""
 
 import base64
 import io

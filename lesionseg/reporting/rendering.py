@@ -1,4 +1,7 @@
-"""Fill templates. The templates contain the words, and the filters of this file format numbers."""
+"""Templates filled; numbers of pages formatted: per cent, rates, decimals, table cells.
+
+The templates contain the words.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

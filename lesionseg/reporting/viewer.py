@@ -1,4 +1,6 @@
-"""A page that shows a case in NiiVue, with its candidates by score. It works without a network.
+"""NiiVue page of a case with candidates by score: largest volume, slider data, grey window.
+
+It works without a network.
 
 NiiVue does not belong to the repository. `make viewer` puts it and its licences next to this file,
 and a wheel that is built after that contains them.

@@ -1,4 +1,4 @@
-"""Whole images of two axes, such as radiographs, with the boxes of lesions and markings.
+"""Complete 2-D images (radiographs) with boxes: number of images and boxes, letters, colours.
 
 A box is stated in rows of the image, x first, so that the units of both axes have the same length
 in mm. The page draws it as SVG over the picture, so that it is sharp at any size.

@@ -1,4 +1,7 @@
-"""The sentences of the report. `templates/sentences.txt.j2` has the words."""
+"""Headline, key figure tiles, warnings, captions and limitations of the report, with conditions.
+
+`templates/sentences.txt.j2` has the words.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Write the report of an evaluation: found and missed lesions, and intervals of the numbers."""
+"""Report page: choice, order and number of pictures; scan table, slider, adjudicate.csv."""
 
 import logging
 from collections import Counter, defaultdict

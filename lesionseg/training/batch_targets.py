@@ -1,4 +1,7 @@
-"""Targets that a loader's worker computes on the CPU, because a GPU would wait for them."""
+"""Targets computed in a loader's worker on the CPU: anchors, nearest lesions, renumbered ids.
+
+A GPU would wait for them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Callbacks of a training: checkpoints, metrics.csv, progress, focal statistics."""
+"""Callbacks: last.ckpt, stop signals, metrics.csv, progress bar, warnings on focal loss."""
 
 import logging
 import math

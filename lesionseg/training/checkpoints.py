@@ -1,4 +1,4 @@
-"""Reading of the checkpoints of a training, `last.ckpt` and `best.ckpt`."""
+"""Reading of last.ckpt and best.ckpt without running code; error of an unusable checkpoint."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,7 @@
-"""`trainer.compile`: compile the network and the loss of a training step with torch.compile."""
+"""`trainer.compile`: when `auto` compiles network and loss by torch.compile, trial, undone.
+
+A training step is compiled.
+"""
 
 import logging
 import math

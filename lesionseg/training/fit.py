@@ -1,4 +1,7 @@
-"""Train a network with Lightning: the entry point of this package."""
+"""Lightning's trainer: gradient clipping, precision, devices, checkpoint interval, errors.
+
+This is the entry point of the package.
+"""
 
 import logging
 import re

@@ -1,4 +1,7 @@
-"""Start a training from the weights of a bundle or of a checkpoint of nnU-Net or nnssl."""
+"""`model.init_from`: weights of a bundle or a checkpoint copied before a training, and logged.
+
+Checkpoints are those of nnU-Net or nnssl.
+"""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""A Lightning module of a network, its objective, optimiser and schedule."""
+"""Training step, learning rate, warm-up, optimiser, end by minutes or steps, divergence.
+
+It is a Lightning module. Here are also the default budget and the interval of validations.
+"""
 
 import logging
 import time

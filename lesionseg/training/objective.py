@@ -1,4 +1,4 @@
-"""Targets of a batch, and the named terms of the loss of a network's output."""
+"""Loss terms of a batch: targets of each level, deep supervision, trial batch of noise."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

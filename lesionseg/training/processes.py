@@ -1,4 +1,4 @@
-"""The device of a training, and its processes if torchrun or srun has started several."""
+"""Device of a training; processes by torchrun or srun, sums over them, missing compiler."""
 
 import logging
 import os

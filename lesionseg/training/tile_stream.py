@@ -1,4 +1,4 @@
-"""An endless stream of batches of tiles, which can start at any step."""
+"""Loader of tile batches: number of workers, start method, resumed at any step, shared memory."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Trial training steps, which reduce a step's tiles until it fits into GPU memory.
+"""Trial training steps before a training: order of smaller tiles and batches if memory runs out.
 
 `models.memory_formula` has the formula that plans start from.
 """

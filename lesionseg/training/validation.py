@@ -1,4 +1,4 @@
-"""Validate on whole volumes between the steps of a training, and choose the weights to keep."""
+"""Validation on volumes during a training: weights kept as best.ckpt, score, out of memory."""
 
 import math
 from collections.abc import Callable, Mapping

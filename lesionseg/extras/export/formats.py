@@ -1,4 +1,4 @@
-"""Export the network of a bundle: ONNX, torch's exported program, MONAI's bundle layout.
+"""Exported files: ONNX and torch programs, MONAI's inference.json, metadata.json and README.
 
 The first two take prepared tiles `[B, C, *tile]` float32 and return the outputs of
 `ExportedNetwork`. The number of tiles is arbitrary, but their shape is the plan's: instance norm

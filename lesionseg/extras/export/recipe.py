@@ -1,4 +1,4 @@
-"""`export`: write a network for other programs, as ONNX, in MONAI's layout or as a bundle."""
+"""`export`: write a network as ONNX, MONAI layout or bundle; file names, printed difference."""
 
 import json
 import shlex

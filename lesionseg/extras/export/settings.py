@@ -1,4 +1,4 @@
-"""The settings of `export`. Defaults and meanings are in `conf/export.yaml`."""
+"""Types and ranges of the settings of `export`. Their defaults are in `conf/export.yaml`."""
 
 from typing import Annotated, Literal, Self
 

@@ -1,4 +1,4 @@
-"""Changes of lesions between two visits, and the smallest change that can be detected.
+"""Lesion changes between two visits: new, gone, merged; smallest change; columns of changes.csv.
 
 Sizes are measured on the grid of each visit. Lesions are compared by overlap on one common grid.
 """

@@ -1,4 +1,4 @@
-"""The DICOM report on the changes of a pair of visits, which the extra `pacs` writes."""
+"""DICOM report of `follow`: comment on gone lesions, sizes before, missing extra `pacs`."""
 
 import logging
 from collections.abc import Iterable, Sequence

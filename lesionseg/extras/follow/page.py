@@ -1,4 +1,4 @@
-"""The page of `follow`, which shows the changes of lesions between two visits."""
+"""The page follow.html: pictures and captions of changes, their maximum, colours, chart."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Read both visits of a pair, register them, and compare their lesions."""
+"""One pair of visits: predictions, choice of registration, equal label names, comparison."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`follow`: find how each lesion changed between two visits of a patient."""
+"""`follow`: pairs.csv columns, exit status, stable pairs' threshold, scores of new lesions."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Rigid registration of two scans with SimpleITK, and measures of its quality."""
+"""Rigid registration of two scans with SimpleITK; minimum foreground Dice, mutual information."""
 
 from dataclasses import dataclass
 from typing import Any

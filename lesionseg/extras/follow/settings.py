@@ -1,4 +1,4 @@
-"""The settings of `follow`. Defaults and meanings are in `conf/follow.yaml`."""
+"""Types and ranges of the settings of `follow`. Their defaults are in `conf/follow.yaml`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -1,4 +1,4 @@
-"""The visits of each patient: which ones belong together, and their files."""
+"""Visits of a patient: order by date or number, table of visits, files of each visit."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""The DICOM report on the changes between two visits: where it is written, and of which scan."""
+"""DICOM report of changes (`<case>_sr.dcm`): its scan, conflicts with other studies, writing."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""A DICOMweb server (a PACS): scans are found by QIDO, fetched by WADO, results stored by STOW.
+"""DICOMweb (PACS): search, fetch, store; credentials, time-outs, retries, size limits.
+
+Scans are found by QIDO and fetched by WADO, and results are stored by STOW.
 
 User and password, or a token, come from variables of the environment or from a netrc file. They
 are never part of an address, a message or a result.

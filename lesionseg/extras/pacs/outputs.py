@@ -1,4 +1,4 @@
-"""The DICOM results of `predict`: written with the other files of a case, and sent to a PACS."""
+"""SEG and SR in `predict`: written or withheld, sent to a PACS, recorded as sent."""
 
 import logging
 from collections.abc import Mapping, Sequence

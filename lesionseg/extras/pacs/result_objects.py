@@ -1,4 +1,7 @@
-"""The DICOM objects of a prediction: a segmentation (SEG) and a report (SR). Needs highdicom."""
+"""Content of DICOM SEG and SR: codes, segments, maximum, UIDs, elements copied from the scan.
+
+Needs highdicom.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

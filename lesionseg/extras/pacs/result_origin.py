@@ -1,4 +1,4 @@
-"""What a DICOM result states in addition to its prediction: the origin, and an earlier visit."""
+"""Data for SEG and SR besides the prediction: bundle, version, sizes at an earlier visit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""Writing predictions as DICOM: a segmentation (SEG) and a report (SR, TID 1500)."""
+"""DICOM result files `<case>_seg.dcm`, `<case>_sr.dcm` of a prediction; error without highdicom.
+
+A segmentation (SEG) and a report (SR, TID 1500) are written.
+"""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""The access log: client, request, status and time, without names of patients."""
+"""Access log of `serve`: a line per request (client, status, seconds) without patient names."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Predict a sent scan, and make the file that answers its request."""
+"""Answer to a sent scan: mask, candidates, zip or viewer data; warning in a header."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The page and the REST interface of `serve`."""
+"""Web page and REST routes of `serve`: /predict, /example, /health, /docs, HTTP statuses."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""The folder of a server for scans in progress, also after the server was killed."""
+"""Temporary folder of a server for sent scans: private, locked, removed after a killed server."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The names under which the server answers."""
+"""Host names that `serve` answers to (`hosts=`): check of the Host header, refusal message."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The process that holds the model of a server. It can be killed during a scan.
+"""The model process of `serve`: loading, time and memory limit of a scan, kill and restart.
 
 The functions `load_model` and `predict_by_loaded_model` run in this process. `load_model` imports
 torch and most modules that a scan needs, because the time of a scan is limited. This module is

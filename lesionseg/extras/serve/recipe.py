@@ -1,4 +1,4 @@
-"""Start the server of `serve`, and wait until it is stopped."""
+"""`serve`: start and stop of the web server; warning if other machines can reach it."""
 
 import logging
 from contextlib import suppress

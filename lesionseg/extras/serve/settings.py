@@ -1,4 +1,4 @@
-"""The settings of `serve`. Defaults and meanings are in `conf/serve.yaml`."""
+"""Types and ranges of the settings of `serve`. Their defaults are in `conf/serve.yaml`."""
 
 from typing import Annotated, ClassVar
 

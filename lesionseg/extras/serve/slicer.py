@@ -1,4 +1,6 @@
-"""The part of MONAI Label's interface that 3D Slicer's plug-in needs to segment a loaded volume.
+"""3D Slicer's plug-in (MONAI Label routes /info, /infer): number and lifetime of kept scans.
+
+It is the part of the interface that the plug-in needs to segment a loaded volume.
 
 The plug-in requests `/info/`, sends the volume and requests `/infer/`. Until 2025 it named the
 volume by the key of a `/session/`, since then by the volume's name in the `/datastore/`.

@@ -1,4 +1,4 @@
-"""Write the files of a request to a folder, and queue scans for the model."""
+"""Uploads of `serve`: files, zips and channel order, stalled uploads, queue of scans (503)."""
 
 import asyncio
 import logging

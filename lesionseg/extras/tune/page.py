@@ -1,4 +1,4 @@
-"""The page of a search for α and γ: a chart and a table of the trials."""
+"""Page and table of a search for α and γ: chart of trials, smoothed best trial."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

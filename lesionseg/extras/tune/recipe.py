@@ -1,4 +1,4 @@
-"""`tune`: search for the α and γ of a focal loss by short trainings, proposed by Optuna.
+"""`tune`: search for α and γ with Optuna: minutes, number, score and pruning of trials.
 
 `run_dir/journal.log` is Optuna's storage: processes that are started with the same run_dir share
 the search, and the same command continues it. A trial that was killed does not count.

@@ -1,4 +1,4 @@
-"""The settings of `tune`. Defaults and meanings are in `conf/tune.yaml`."""
+"""Types and ranges of the settings of `tune`. Their defaults are in `conf/tune.yaml`."""
 
 from pydantic import PositiveFloat, PositiveInt
 

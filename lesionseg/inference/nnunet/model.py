@@ -1,4 +1,6 @@
-"""Read an nnU-Net v2 model folder or zip (`plans.json` and checkpoints) without nnU-Net.
+"""Import of an nnU-Net v2 model: supported networks, plans.json keys, resampling, refusals.
+
+A model folder or zip (`plans.json` and checkpoints) is read without nnU-Net.
 
 The plans are checked key by key. A class that they name is compared with the names of the two
 supported networks, but never imported. Checkpoints are read as tensors and numbers.

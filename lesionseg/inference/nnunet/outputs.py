@@ -1,4 +1,6 @@
-"""Find candidates in the output of `nnUNetv2_predict --save_probabilities`.
+"""Candidates from nnU-Net's probabilities (.npz): candidate rule, axis order, fit to the mask.
+
+They are the output of `nnUNetv2_predict --save_probabilities`.
 
 `<case>.npz` contains the probabilities, and the mask `<case>.nii.gz` the geometry. Some of
 nnU-Net's readers change the axis order (`NibabelIOWithReorient`). The axis order is therefore

@@ -1,4 +1,4 @@
-"""Restore logits on the network's grid to probabilities on the file's grid, in slabs of rows."""
+"""nnU-Net's logits resized to probabilities on the file's grid, in slabs, crop undone."""
 
 from collections.abc import Iterator
 

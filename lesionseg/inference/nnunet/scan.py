@@ -1,4 +1,4 @@
-"""Prepare a scan for an nnU-Net model: transpose axes, crop, normalise, then resize.
+"""Preprocessing of a scan as nnU-Net does: transpose, crop, normalise, resize, thick slices.
 
 The order of these steps is that of nnU-Net's `DefaultPreprocessor`. Arrays are resized to whole
 numbers of voxels over the same extent. An axis of thick slices is resized separately.

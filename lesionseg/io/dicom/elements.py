@@ -1,4 +1,4 @@
-"""Access to optional DICOM elements, which may be empty or contain impossible values."""
+"""Optional DICOM elements: values as number or text; empty or impossible values, warnings."""
 
 import logging
 from pathlib import Path

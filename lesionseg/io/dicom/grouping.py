@@ -1,4 +1,7 @@
-"""Grouping the DICOM files of a folder into scans: series, enhanced files, slices, radiographs."""
+"""DICOM files of a folder grouped into scans by series; localiser by description; damaged files.
+
+The scans are series, enhanced files, slices and radiographs.
+"""
 
 import re
 from collections import Counter, defaultdict

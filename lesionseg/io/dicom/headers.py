@@ -1,4 +1,4 @@
-"""DICOM files: recognising images, and reading their elements and stored pixels."""
+"""One DICOM file: recognition, header, unfit image, compressed pixels, missing decoder."""
 
 import logging
 import os

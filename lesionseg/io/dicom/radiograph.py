@@ -1,4 +1,6 @@
-"""DICOM radiographs (CR, DX, mammograms and similar images), with the grey values of a viewer.
+"""DICOM radiographs (CR, DX, mammograms): grey values, window, shutter, pixel size.
+
+The grey values are those of a viewer.
 
 The steps are those of the DICOM standard (PS3.3 C.11): first the modality table or slope, then the
 values of interest (VOI), then the presentation. Each step is applied once. Optional elements that

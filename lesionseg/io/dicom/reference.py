@@ -1,4 +1,4 @@
-"""DICOM references: segmentations (SEG) and contours (RTSTRUCT), read onto the image's grid."""
+"""DICOM references SEG and RTSTRUCT: label by segment name, contours drawn, other scan, gaps."""
 
 import logging
 import re

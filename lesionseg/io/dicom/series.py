@@ -1,4 +1,6 @@
-"""DICOM images: a folder with one series, an enhanced file, a single slice or a radiograph.
+"""Slices of a DICOM series to a volume: order, uneven spacing, copies, mixed scans, `series=3`.
+
+An image is a folder with one series, an enhanced file, a single slice or a radiograph.
 
 If a folder contains several series, `folder/series=3` names the one with this series number or UID.
 Such a path does not exist on disk. Manifests and predictions on a whole study use it to refer to

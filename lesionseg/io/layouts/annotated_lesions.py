@@ -1,4 +1,4 @@
-"""Lesions as the annotations of a dataset state them: boxes, polygons or run lengths.
+"""Annotation as box, polygon or run length; unit, "No finding", maximum of labels.
 
 Every layout with such annotations gives the same types, and `drawn_lesions` makes the reference of
 a case from them.

@@ -1,4 +1,6 @@
-"""BIDS folders with lesion masks as derivatives: `…/sub-*/[ses-*/]…_label-lesion_mask.nii.gz`.
+"""BIDS layout: names of lesion masks, sessions, scans and channels that belong to a mask.
+
+Lesion masks are derivatives: `…/sub-*/[ses-*/]…_label-lesion_mask.nii.gz`.
 
 Names: bids-specification.readthedocs.io, "Imaging derivatives". A case is a subject's session,
 or each of its scans if several have a mask.

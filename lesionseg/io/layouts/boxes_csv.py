@@ -1,4 +1,4 @@
-"""Datasets of images and one table of boxes, `boxes.csv`."""
+"""Layout boxes.csv: its columns, box corners, labels, rows without a lesion, images."""
 
 import re
 from collections.abc import Iterable, Mapping

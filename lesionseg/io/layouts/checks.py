@@ -1,4 +1,4 @@
-"""Functions that the readers of several dataset layouts share."""
+"""Helpers of several layouts: list of images, unread files, distinct ids, list of names."""
 
 import os
 from collections import Counter

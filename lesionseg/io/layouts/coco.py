@@ -1,4 +1,4 @@
-"""COCO folders: images and JSON files with boxes, polygons, RLE or instance masks.
+"""COCO layout: names of JSON files, roles, polygons, RLE, crowds, additional keys.
 
 Format: cocodataset.org, "Data format". In addition an image may have `patient`, `mask_file`,
 `pixel_mm`, `role`, `fold` and `readers`, and an annotation may have `reader` and `mask_label`, its

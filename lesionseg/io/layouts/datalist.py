@@ -1,4 +1,4 @@
-"""MONAI datalists: a JSON file with image and label, or image and boxes, of every case.
+"""MONAI datalist layout: names of lists and their roles, keys of an entry, boxes.
 
 Format: `monai.data.load_decathlon_datalist`, with boxes as in MONAI's detection tutorial.
 """

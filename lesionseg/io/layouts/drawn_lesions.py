@@ -1,4 +1,4 @@
-"""The reference of a case whose lesions are stated by annotations: boxes, drawings, mask values."""
+"""Reference drawn from annotations: polygons, run lengths, clipped boxes, ignored regions."""
 
 import logging
 from collections.abc import Collection, Sequence

@@ -1,4 +1,4 @@
-"""Datasets described by a table, `manifest.csv`, with one row per case."""
+"""Layout manifest.csv: its columns, labels.json; table of scans without references."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""nnU-Net raw folders (versions 1 and 2) and Medical Segmentation Decathlon folders.
+"""nnU-Net raw and Decathlon layouts: dataset.json, regions, file names, split file by name.
 
 Layouts: nnU-Net documentation/dataset_format.md, region_based_training.md and ignore_label.md;
 medicaldecathlon.com.

@@ -1,4 +1,4 @@
-"""Annotation files of other programs, which are not read, and how to convert them."""
+"""Annotation formats that are not read (VinDr-CXR and others): recognition, advice to convert."""
 
 import re
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Read dataset folders of every known layout, recognised by their content."""
+"""List of dataset layouts and their order, recognition, entry points, missing or shared files."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Several readers of one case: merging their boxes.
+"""Several readers of a case: boxes merged by IoU, fewest readers (`min_readers`), ignored boxes.
 
 The merged box is that of weighted boxes fusion with equal weights (Solovyev et al. 2021,
 doi.org/10.1016/j.imavis.2021.104117, section 3).

@@ -1,4 +1,6 @@
-"""The table of a dataset, which every layout gives, and the one reader that checks it.
+"""Rows of every layout to a dataset: contradictions, misspelt columns, labels, lesion limit.
+
+Every layout gives such a table, and one reader checks it.
 
 A layout turns file names and labels into rows. `build_dataset` joins the rows of each case and
 checks ids, lesions, readers, patients, folds, labels and channels for all layouts. `manifest.csv`

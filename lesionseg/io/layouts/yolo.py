@@ -1,4 +1,4 @@
-"""YOLO folders: `data.yaml`, folders or lists of images, and a text file of boxes per image.
+"""YOLO layout: data.yaml, parts and roles, lines of boxes, polygons or key points.
 
 Format: docs.ultralytics.com/datasets/detect. A line is `class x y width height`: the centre and the
 sides as shares of the image. In files for segmentation it is `class x1 y1 x2 y2 …`, a polygon. In

@@ -1,4 +1,4 @@
-"""The files that BIDS expects of a folder of masks, besides the masks of `names=bids`."""
+"""BIDS files besides masks: dataset_description.json, .bidsignore, JSON sidecar."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""Predictions as files: `<case>_mask`, `<case>_instances`, `<case>_candidates.json`.
+"""Candidate file: JSON keys, version, checks; masks and instances of a case, read and written.
+
+Predictions are files: `<case>_mask`, `<case>_instances`, `<case>_candidates.json`.
 
 The mask contains the accepted candidates. If labels are regions, `<case>_regions` contains the mask
 values of all retained candidates. Other programs may also write these files.

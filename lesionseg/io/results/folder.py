@@ -1,4 +1,6 @@
-"""A folder of results: who may write there, and how the files of a case replace earlier ones.
+"""Output folder of `predict`: runs that may share it (shards), conflicts, replaced files.
+
+`io.files.locked_folder` is the lock itself.
 
 The files of a case are first written into a hidden folder, `.<case>.part`, and then moved.
 Therefore a case has all of its files or none, even if the program is killed. The candidate file

@@ -1,4 +1,4 @@
-"""The predicted cases of a folder: those that its files show, and `predictions.csv`."""
+"""Predicted cases of a folder by file names; predictions.csv with rows of earlier runs."""
 
 import logging
 from collections import Counter

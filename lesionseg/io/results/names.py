@@ -1,4 +1,4 @@
-"""The names of the files of results: `<case>_mask.*`, `<case>_candidates.json` and others."""
+"""Endings of result files (`_mask`, `_candidates.json`, `_seg.dcm`); BIDS and nnU-Net names."""
 
 import re
 from pathlib import Path

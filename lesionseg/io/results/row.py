@@ -1,4 +1,6 @@
-"""The row of a case: its line in `predictions.csv`, and what its JSON files state.
+"""Columns of predictions.csv (`CaseRow`), and the same keys in candidate and failure files.
+
+The row of a case is its line in the table.
 
 These are `<case>_candidates.json` for results and `<case>_failed.json` for failures. A candidate
 file states the scan, a hash of the settings and everything that `predictions.csv` shows of the
