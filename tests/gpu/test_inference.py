@@ -115,7 +115,7 @@ def test_memory_in_the_cache_of_torch_counts_as_free(cached, device):
         stitcher = mock.patch("lesionseg.inference.window.Stitcher", side_effect=StopIteration)
         with stitcher as made, pytest.raises(StopIteration):
             window(torch.randn(1, *SHAPE))
-        assert made.call_args.args[-1].type == device
+        assert made.call_args.kwargs["device"].type == device
 
 
 @pytest.mark.parametrize(("n_tiles", "expected"), [(3, {4}), (5, {4, 1}), (6, {4, 2})])
