@@ -375,7 +375,8 @@ def read_cached_case(folder: Path) -> CachedCase:
         raise ReadError(
             f"{path}: the cached case is missing or damaged ({error!r}). Prepare it again."
         ) from error
-    # a file may be truncated or have another shape; mapping an array reads only its header
+    # Mapping an array reads only its header. `cached.image` and the other properties raise
+    # `ReadError` for a missing or truncated file, so only the shapes are compared here.
     shapes = {
         "image": (cached.channels, *cached.shape),
         "labels": cached.shape,

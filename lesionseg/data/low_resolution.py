@@ -26,7 +26,8 @@ class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # M
             The data with the changed images, which keep their shapes.
         """
         image = data[self.keys[0]]
-        # the mode of MONAI's transform of one image, which the base class calls for each key
+        # The base class calls this transform for each image. Its mode is fixed in the constructor,
+        # but the number of axes is known only now, so an attribute of MONAI is set.
         self.sim_lowres_tfm.upsample_mode = LINEAR_MODE[image.ndim - 1]
         result: dict[Hashable, Any] = super().__call__(data)
         return result

@@ -91,10 +91,11 @@ class TileSampler:
         self._first_lesion = np.cumsum([0, *(len(table) for table in self._lesions)])
         patients = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._patient_of_lesion = np.repeat(patients, np.diff(self._first_lesion))
-        # `valid_seeds` is None if all voxels are valid
+        # `valid_seeds` is None if all voxels are valid, and () if no background voxel is valid
         with_background = [i for i, case in enumerate(self.cases) if case.valid_seeds != ()]
         self._background_cases = with_background or range(len(self.cases))
-        # computed once per epoch, and once per case
+        # computed once per epoch (a batch may contain tiles of two epochs), and once per case, for
+        # up to 256 cases
         self._lesion_of_tile = lru_cache(maxsize=2)(self._draw_epoch)
         self._box_bounds = lru_cache(maxsize=256)(self._compute_bounds)
 

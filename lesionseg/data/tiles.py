@@ -75,9 +75,11 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         plan: Shape of the tiles, channels and labels.
         sampling: The mix of tiles; None for half of them around lesions.
         augmentation: The settings of random changes. None for no changes.
-        n_tiles: Tiles of an epoch.
+        n_tiles: Tiles of an epoch. lesionseg's training has `STEPS_PER_EPOCH` steps of tiles
+            instead of this default.
         seed: Seed of the positions and changes.
-        transform: Further dictionary transforms, which run last.
+        transform: Further dictionary transforms. They run after the random changes and after the
+            transforms `extra` of `augmentation`.
         channel_dropout: The share of tiles in which one random channel is set to 0, after all other
             changes. Tiles of a case that lacks channels keep the remaining ones.
 
@@ -99,6 +101,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         transform: Transform | Sequence[Transform] = (),
         channel_dropout: float = 0.0,
     ) -> None:
+        # `augment.extra` runs first, then the transforms of the caller
         transforms = []
         if augmentation is not None:
             transforms += [

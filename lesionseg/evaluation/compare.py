@@ -118,11 +118,12 @@ def _find_statistics(
 ) -> dict[str, tuple[Statistic, Numbers]]:
     """Return the numbers to compare by name, each as a statistic and its support.
 
-    The statistic computes the number of one model. Its weights are `[n, 2·groups]`: first the
-    weights of the results of model `one` for each group, then those of model `other`. A set of
-    results that mixes the two models can therefore be measured. The support `[groups]` is the
-    number of items (lesions, cases or candidates) of each group that the number is computed from.
-    `compare` describes which numbers are left out.
+    The statistic computes the number of a set of results. Its weights are `[n, 2·groups]` for n
+    replicates or permutations: first the weight of the results of model `one` for each group, then
+    of model `other`. Weights of 0 for the other model give the number of one model. A set that
+    mixes both models is needed by the permutation test, which swaps their results in some groups.
+    The support `[groups]` is the number of items (lesions, cases or candidates) of each group that
+    the number is computed from. `compare` describes which numbers are left out.
     """
     numbers: dict[str, tuple[Statistic, Numbers]] = {}
     if one.has_scores and other.has_scores:

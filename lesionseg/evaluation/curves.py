@@ -32,7 +32,9 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     by_detection = np.argsort(-tables.detected_at, kind="stable")
     lesion_group = tables.group_of["lesions"][by_detection]
     cases = tables.sums["cases"]
-    # number of lesions that are found at a higher score than each false positive
+    # Number of lesions that are found above the score of each false positive. The scores must be
+    # higher, not equal, so that missed lesions (at −inf) do not count at the sentinel. Example:
+    # lesions found at 0.9, 0.4 and −inf, false positives at 0.7 and 0.3, so [1, 2, 2].
     n_found_above = np.searchsorted(-tables.detected_at[by_detection], -scores, side="left")
 
     def statistic(weights: GroupWeights) -> Numbers:
@@ -40,7 +42,9 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
         `weights` is how often each group was drawn `[replicates, groups]`.
         """
-        n_false = accumulate(weights, false_group)[:, 1:]  # down to each false positive, inclusive
+        # `accumulate` begins with 0. It is dropped in `n_false`, so that column i counts the false
+        # positives down to row i, inclusive. Column k of `n_found` counts the first k lesions.
+        n_false = accumulate(weights, false_group)[:, 1:]
         n_found = accumulate(weights, lesion_group)
         # 1e-9: rounding must not exclude a false positive that a rate just allows
         max_false = np.outer(weights @ cases, fp_per_case) + 1e-9

@@ -326,12 +326,13 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
 
 
 def design_effect(hits: Numbers, totals: Numbers) -> float:
-    """Return how much lesions of one patient increase the variance of a proportion.
+    """Return the factor by which similar lesions in a group increase the variance of a proportion.
 
-    The design effect is the variance of Σhits/Σtotals over groups, divided by the binomial variance
-    of independent lesions. It is below 1 if groups vary less than independent lesions would. The
-    variance over groups is estimated by leaving out one group at a time. This jackknife, the CR3 of
-    Bell & McCaffrey 2002, is not biased downwards by few or unequal groups.
+    A group is usually a patient. The factor is the design effect: the variance of Σhits/Σtotals
+    over groups, divided by the binomial variance of independent lesions. It is below 1 if groups
+    vary less than independent lesions would. The variance over groups is estimated by leaving out
+    one group at a time. This jackknife, the CR3 of Bell & McCaffrey 2002, is not biased downwards
+    by few or unequal groups.
 
     If all lesions or none were hit, or if only one group has lesions, the variance cannot be
     estimated. The result is then Σm²/Σm for m lesions per group (Kish 1965), at least 1. This value

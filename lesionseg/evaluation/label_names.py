@@ -160,6 +160,7 @@ def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> No
 
         The mean is over the cases that have one of the two labels.
         """
+        # `compute_dice` returns None for a case with neither label; `mean` leaves it out, as NaN
         of_cases = [
             match.compute_dice(match.lesions.labels == drawn, match.candidates.labels == predicted)
             for match in (case.match for case in cases)

@@ -537,8 +537,12 @@ def assign(links: Links, accepted: Flags, prefer: Flags) -> Rows:
 def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
     """Find the best one-to-one matching of candidates and lesions, as `assign` describes.
 
+    The best matching has the largest sum of weights. With the assignment `every_threshold`, it is
+    the best one among those with the largest number of pairs.
+
     Args:
-        rule: A criterion with the assignment `every_threshold` or `largest_sum`.
+        rule: A criterion with one of the one-to-one assignments `every_threshold` (as many pairs as
+            possible at each threshold of the score) and `largest_sum`.
         weight: Weight of each pair `[candidates, lesions]`, 0 for pairs that may not match.
         prefer: True for lesions `[lesions]` that should stay found, if solutions are equally good.
 
@@ -547,7 +551,8 @@ def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, R
     """
     bonus_of_pair = 0.0
     if rule.assignment == "every_threshold":
-        # one more pair outweighs the largest possible sum of weights, which are at most 1
+        # the number of pairs decides first: one more pair outweighs the largest possible sum of
+        # weights, which are at most 1
         bonus_of_pair = min(weight.shape) + 1.0
     # `_KEEP_FOUND` is so small that it only decides between equal sums
     value = np.where(weight > 0, bonus_of_pair + weight + _KEEP_FOUND * prefer, 0)

@@ -243,8 +243,8 @@ class Misses:
 
         A pair is close in these cases:
 
-        - coverage rule: the pairs together cover enough of the lesion, but too little of this
-          candidate is located in lesions
+        - coverage rule: the candidates of the pairs together cover enough of the lesion, but too
+          little of the candidate of this pair is located in lesions
         - centre rule: the candidate covers at least the fraction `MARKED` of the lesion
         - other rules: the candidate may find this lesion, or it is the match of another lesion and
           covers at least the fraction `MARKED` of this lesion
@@ -257,8 +257,9 @@ class Misses:
             The selected pairs, as indices of `match.overlaps`.
         """
         rule = self.match.criterion
-        links = self.match.links[rule]
+        links = self.match.links[rule]  # the pairs in which the candidate may find the lesion
         candidate = self._pairs.candidate[pairs]
+        # `of_lesion` is the share of the lesion that the candidate covers
         covers_much = self._pairs.of_lesion[pairs] >= MARKED
         if rule.measure == "coverage":
             if self._cover_together(pairs) < rule.threshold - ROUNDING:
@@ -268,6 +269,7 @@ class Misses:
         if rule.measure == "centre":
             return pairs[covers_much]
         may_find_lesion = np.isin(candidate, links.candidate[links.lesion == row])
+        # `true` is True for true positives, which find another lesion, because this one is missed
         finds_another = self.true[candidate]
         return pairs[may_find_lesion | (finds_another & covers_much)]
 

@@ -550,11 +550,12 @@ def exceeds_aim(point: OperatingPoint) -> bool:
 
 
 def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None) -> str:
-    """Describe an operating point in sentences: score, aim, and scores on the choosing cases.
+    """Describe an operating point in sentences: threshold, aim, and results.
 
-    The numbers are left out if they are not known. An undefined F1 is printed as 0. `best_f1` is
-    the operating point with the best F1 on the same cases. It is described for comparison if its
-    score differs.
+    The results are recall, false positives and F1 on the cases on which the point was chosen. They
+    are left out if they are not known. An undefined F1 is printed as 0. `best_f1` is the operating
+    point with the best F1 on the same cases. It is described for comparison if its threshold
+    (`score`) differs.
     """
     text = f"Threshold {format_score(point.score)} ({_describe_aim(point)})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:

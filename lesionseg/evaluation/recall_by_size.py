@@ -125,7 +125,9 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
             x=log_diameters,
             true=found,
             totals=weights @ n_all,
-            weights=n_of_size,  # the same standardisation of x in all replicates
+            # for mean and standard deviation of x, which are the same in all replicates; these
+            # are no weights of the bootstrap
+            weights=n_of_size,
             ridge=_RIDGE,
         )
         intercept = fits[:, :1]
@@ -138,7 +140,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
         draws,
         support=tables.lesions_by_group,
         undefined=NO_LESION,
-        items=_ITEMS_PER_LESION * n_lesions,
+        items=_ITEMS_PER_LESION * n_lesions,  # numbers in memory per replicate
         names=["size_curve"] * N_CURVE_POINTS
         + ["size_d50", "size_d90", "size_intercept", "size_slope"],
         bounds=[SHARE] * N_CURVE_POINTS + [None] * 4,  # of the curve, and of the other numbers

@@ -137,6 +137,10 @@ def _replace_by_quartiles(values: Sequence[str]) -> tuple[list[str], list[str]]:
     both. If many numbers are equal, there are fewer than four quartiles. `NOT_STATED` is not
     replaced.
 
+    Args:
+        values: The cells of the column: numbers as text, or `NOT_STATED`. The caller has checked
+            (`_is_numeric`) that more than four numbers differ, so there are at least two edges.
+
     Returns:
         The range of each cell, and the list of all ranges in ascending order.
     """

@@ -599,9 +599,9 @@ def _find_operating_point(
     - The operating point of the predictions does not explain which candidates are accepted, because
       a person or a filter of zones changed this later.
 
-    The result is optimistic if the operating point was chosen on cases of this role, or if the
-    program was developed on them. A warning lists the cases without scores, in which `applied` has
-    no effect.
+    The result is optimistic if an evaluated case has a role on which the operating point was
+    chosen, or a role of the development of the model (`DEVELOPMENT_ROLES`: train, validation). A
+    warning lists the cases without scores, in which `applied` has no effect.
 
     Args:
         tables: The evaluated cases.
@@ -631,6 +631,8 @@ def _find_operating_point(
             point = None
     if point is None:
         return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
+    # `chosen_on` is a role, or several joined by a plus sign, such as "validation+test"
     is_chosen_here = not roles.isdisjoint((point.chosen_on or "").split("+"))
     known = {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
-    return TypeAdapter(PointInUse).validate_python(known)  # it has some of the point's fields
+    # `PointInUse` has only some fields of `OperatingPoint`, and pydantic ignores the other ones
+    return TypeAdapter(PointInUse).validate_python(known)

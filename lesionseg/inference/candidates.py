@@ -350,11 +350,14 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
     region_at = np.full(len(sparse.index), _NO_REGION, np.int64)
     region_at[np.searchsorted(sparse.index, voxels)] = region_of_voxel
     parent = np.arange(len(regions), dtype=np.int64)  # at first, each region is a set of its own
+    # changes `parent` in place, so that touching regions get the same root
     _unite_touching(sparse.index, row_starts(sparse.index, shape), shape, region_at, parent)
     members: dict[int, list[PeakRegion]] = {}
     for i, region in enumerate(regions):
         members.setdefault(int(root_of(parent, i)), []).append(region)
     joined = []
+    # `members` is still by descending peak: the root of a set is its first region in `regions`,
+    # which has the highest peak, and a dict keeps the order of insertion
     for touching in members.values():
         all_voxels = np.concatenate([one.voxels for one in touching])
         probabilities = np.concatenate([one.probabilities for one in touching])

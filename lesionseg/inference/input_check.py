@@ -105,7 +105,10 @@ class Polarity(BaseModel, frozen=True):
     def similarity(self, features: PolarityFeatures) -> float:
         """Return the similarity of a scan's channel to the training scans, to find negatives.
 
-        It is about 1 for a scan like the training scans, and about -1 for a photographic negative.
+        The features are compared with `picture`, the mean picture of the training scans. The
+        similarity is about 1 for a scan like the training scans, because `weights` are scaled so
+        that the mean of the training scans is 1. It is about -1 for a photographic negative, which
+        reverses the sign of each feature.
 
         Args:
             features: The features of the scan's channel.
@@ -199,8 +202,9 @@ def training_ranges(
     """Make the input check from the training cases, to be stored in the bundle.
 
     The statistics of images come from at most 64 evenly spaced cases with all channels. The
-    statistics of grids come from all scans of the fingerprint. Return None if fewer than five cases
-    have all channels.
+    statistics of grids come from all scans of the fingerprint. A channel that has no contrast in at
+    least half of these cases is sparse, so that no new scan without contrast in it is unlike the
+    training scans. Return None if fewer than five cases have all channels.
     """
     complete = [case for case in cases if not case.missing]
     sampled = complete[:: max(1, math.ceil(len(complete) / N_SCANS))]

@@ -344,7 +344,7 @@ class Predictor:
             )
         check_missing(plan, files.missing)
         if plan.dims == 2 and files.pixel_mm is None:
-            # `files.pixel_mm` reads this column of the case's table row
+            # `files.pixel_mm` is a property that reads this column, so a column replaces the size
             columns = {**files.columns, "pixel_mm": str(self.assumed_pixel_mm)}
             files = replace(files, columns=columns)
         # `read_image` takes its settings from a dataset; missing channels have been checked above
@@ -356,7 +356,7 @@ class Predictor:
             channel_names=plan.channel_names,
             labels=plan.labels,
             cases=(),
-            may_lack=True,
+            may_lack=True,  # channels
             nan_background=plan.nan_background,
             grid_of_image=plan.grid_of_image,
         )

@@ -363,7 +363,8 @@ class SlidingWindow:
         if self.device.type != "cuda":
             return self.device
         n_voxels = prod(grid.padded_shape)
-        # the sums of the outputs and of the weights, one tile high
+        # the sums of the outputs and of the weights: as many rows as a tile has, because the tiles
+        # come in the order of their first rows, and `Stitcher` writes rows that are finished
         n_sums = (self.n_outputs + 1) * self.tile_shape[0] * (n_voxels // grid.padded_shape[0])
         needed_bytes = 4 * (n_channels * n_voxels + n_sums)  # float32
         if needed_bytes > free_bytes(self.device) / 2:

@@ -218,6 +218,7 @@ def _warn_of_turn(files: CaseFiles, dataset: Dataset) -> None:
     same for all cases of a dataset, so that it is shown once.
     """
     is_picture = bool(files.images) and is_raster(files.images[0])
+    # in the worker process, because a hostile file may crash or block the decoder
     if files.is_labelled and is_picture and run_in_worker(is_reoriented, files.images[0]):
         text = (
             "%s: pictures state a turn (the orientation tag of EXIF or TIFF) and are read upright, "

@@ -142,9 +142,12 @@ class GridPair:
     def check(self, *, by_image: bool = False) -> None:
         """Raise `GeometryError` if the grids are not the same, see `is_same` for `by_image`.
 
-        A picture (PNG, JPEG, BMP or TIFF) states no position, so an equal shape is sufficient. If
-        grids that count as the same differ by more than 0.001 mm at a corner, log a warning. The
-        error says which header is probably wrong.
+        1. Grids whose corners differ by at most `_TOLERANCE_MM` are accepted. So is a picture (PNG,
+           JPEG, BMP or TIFF) of equal shape, because it states no position.
+        2. Grids that differ more, but count as the same (`is_same`), are accepted with a warning.
+        3. All other grids are an error. `check_header` and `check_spacing` are called first,
+           because their messages say which header is wrong. If neither raises, the error describes
+           the difference.
         """
         seen = self.seen
         expected = self.expected

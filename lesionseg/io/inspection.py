@@ -89,8 +89,9 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
 def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
     """Check the channels, every image and the reference of a case, and return all errors.
 
-    Each check continues after the error of another one. The reference is checked only if an image
-    is readable, because it must have the grid of the first readable image.
+    The checks are the channels, each image and the reference. An error ends only the check in which
+    it occurs, so there is at most one error per check. The reference is checked only if an image is
+    readable, because it must have the grid of the first readable image.
     """
     findings: list[Finding] = []
 

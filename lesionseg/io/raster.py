@@ -151,8 +151,9 @@ def _decode_png(path: Path, image: Any, *, as_labels: bool) -> Picture:
     Args:
         path: The file.
         image: The file as opened by Pillow, which can return the indices of a palette.
-        as_labels: True for a mask. Its samples are the palette indices, or the stored numbers
-            without libpng's scaling of less than 8 bits to 0 to 255.
+        as_labels: True for a mask. Its samples are the palette indices or, without a palette, the
+            numbers as they are stored. libpng scales numbers of 1, 2 or 4 bits to 0 to 255, which
+            is undone.
 
     Raises:
         ReadError: If the file is an animation.
@@ -173,7 +174,8 @@ def _decode_png(path: Path, image: Any, *, as_labels: bool) -> Picture:
     if not as_labels:
         return Picture(samples, alpha=alpha)
     if image.mode == "P":
-        # `getdata` returns mode and bytes; `getpalette` may fill the palette up to 256 colours
+        # `getdata` returns mode and bytes of the stored palette. `Image.getpalette` is not used,
+        # because it may fill the palette up to 256 colours.
         palette = np.frombuffer(image.palette.getdata()[1], np.uint8).reshape(-1, 3)
         return Picture(np.asarray(image)[..., np.newaxis], palette=palette, alpha=alpha)
     bits = content[_PNG_BITS]

@@ -171,8 +171,8 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
 def _decode_name(encoded: str) -> str:
     """Decode a relative path in percent-encoding, such as `a/P%201.nii.gz` to `a/P 1.nii.gz`.
 
-    Raise `ValueError` for an encoded slash, backslash or zero byte, which could lead the local path
-    out of the folder.
+    Raise `ValueError` for an encoded slash or backslash, which could lead the local path out of the
+    folder, and for a zero byte, which no path can contain. The caller rejects `..`.
     """
     parts = [unquote(part) for part in encoded.split("/")]
     for part in parts:
@@ -246,8 +246,12 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
 def _note_change(path: Path, copy: Path, mark: str) -> None:
     """Record in a text file that `path` was uploaded to the store or removed from it.
 
-    `download` reads this record. It removes the local copy of an uploaded file that the store no
-    longer contains. It does not remove a new local file with the name of a removed file.
+    The next `download` reads this record, because the list of files that the last `download` stored
+    is older:
+
+    - Uploaded: if the store no longer contains the file, `download` removes the local file.
+    - Removed: the store does not contain the file, but a program may have written a new local file
+      of this name since. `download` does not remove this local file.
 
     Args:
         path: The file in the local copy.

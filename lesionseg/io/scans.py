@@ -410,8 +410,8 @@ def kind_of_name(file: Path) -> Literal["image", "dicom", "unknown", "text"]:
 
     - `image`: an image in a format other than DICOM.
     - `dicom`: a file with the suffix of DICOM.
-    - `text`: a file that is skipped without a message. It is a text, a hidden file, the file of a
-      system, or `<case>_probabilities.npz` of `predict`.
+    - `text`: any file that is skipped without a message: a text, a hidden file, a file that an
+      operating system adds (such as `thumbs.db`), or `<case>_probabilities.npz` of `predict`.
     - `unknown`: any other file. It may be DICOM.
     """
     if is_image_file(file):

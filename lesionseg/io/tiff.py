@@ -251,8 +251,14 @@ def _has_exact_strips(tiff: Any, page: Any) -> bool:
 def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
     """Read one page of a TIFF file as a picture, with its palette, opacity and orientation.
 
-    Raise `ReadError` if the page has more than one plane, an unsupported colour kind, or further
-    samples per pixel whose meaning is unknown. `as_labels` is True for a mask.
+    Samples per pixel beyond the colours are treated as follows:
+
+    - The last sample is the opacity if the file says so.
+    - One sample of unknown meaning is ignored in a colour image.
+    - Any other further sample is an error, because it may be another channel or label.
+
+    Raise `ReadError` for such a sample, for more than one plane, and for an unsupported colour
+    kind. `as_labels` is True for a mask.
     """
     # samples as `[y, x, n]`
     samples = np.asarray(page.asarray())
@@ -268,7 +274,8 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
     meanings = np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ())).tolist()
     has_alpha = bool(meanings) and meanings[-1] in _ALPHA
     n_further = samples.shape[-1] - n_colours
-    # a single further value may be a second grey channel or, in a mask, further labels
+    # a single further sample may be a second grey channel or, in a mask, further labels; in a
+    # colour image it is dropped by `:n_colours` below
     if n_further > 1 or (n_further == 1 and not has_alpha and (n_colours == 1 or as_labels)):
         raise ReadError(
             f"{path}: {samples.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
@@ -284,7 +291,8 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
         _normalise_grey(path, page, samples[..., :n_colours], as_labels=as_labels),
         palette=palette,
         alpha=samples[..., -1] if has_alpha else None,
-        turn=int(page.tags.valueof(ORIENTATION, 1)),
+        # the picture is stored turned by this tag, and `Picture.to_volume` turns it upright
+        turn=int(page.tags.valueof(ORIENTATION, 1)),  # 1 if the tag is missing: upright
     )
 
 

@@ -88,8 +88,8 @@ def _block_bytes(features: int) -> int:
 def _encoder_bytes(architecture: Architecture) -> list[float]:
     """Return the bytes that autograd stores for each stage of the encoder, per voxel of the image.
 
-    A residual encoder (`encoder_blocks`) has two convolutions per block, a stem and skip
-    connections.
+    Without `encoder_blocks`, a stage has `blocks` blocks of one convolution. A residual encoder has
+    two convolutions per block, a stem and skip connections.
     """
     stage_bytes = []
     previous_features = architecture.features[0]
@@ -103,7 +103,7 @@ def _encoder_bytes(architecture: Architecture) -> list[float]:
             if stage == 0:
                 n_bytes += _block_bytes(features)  # the stem
             else:
-                # the skip connection of the first block
+                # the skip connection of the first block, in half precision (`HALF` is 2 bytes)
                 n_bytes += HALF * (previous_features + features)
         stage_bytes.append(share * n_bytes)
         previous_features = features

@@ -141,8 +141,8 @@ def _require_unseen_test_cases(folds: Mapping[int, DatasetInspection]) -> None:
 
     The ensemble predicts the test cases with all networks, so no network may have been trained or
     validated on them. Other cases of the same patient count as seen, too, unless the dataset has
-    only one group, which then does not distinguish patients. A patient who is divided within each
-    fold is not an error here, because `make_splits` has warned of it.
+    only one group, which then does not distinguish patients. A patient who has both test cases and
+    other cases in the same fold is not an error here, because `make_splits` has warned of it.
     """
     groups = {files.case: files.patient for files in next(iter(folds.values())).dataset.cases}
     if len(set(groups.values())) == 1:
@@ -150,20 +150,20 @@ def _require_unseen_test_cases(folds: Mapping[int, DatasetInspection]) -> None:
     # one case id for each group and fold: a test case, and a case for training or validation
     tested: dict[str, dict[int, str]] = {}
     used: dict[str, dict[int, str]] = {}
-    for number, inspection in folds.items():
+    for fold, inspection in folds.items():
         for case, role in inspection.splits.roles.items():
             cases_of = tested if role in ("test", "external") else used
-            cases_of.setdefault(groups[case], {}).setdefault(number, case)
+            cases_of.setdefault(groups[case], {}).setdefault(fold, case)
     for group, test_cases in tested.items():
-        fold, test_case = next(iter(test_cases.items()))
-        for number, case in used.get(group, {}).items():
-            if number in test_cases:
+        tested_in, test_case = next(iter(test_cases.items()))
+        for used_in, case in used.get(group, {}).items():
+            if used_in in test_cases:  # the patient is divided within this fold
                 continue
             same = "it" if case == test_case else f"{case!r} of the same patient"
             raise DatasetError(
-                f"{test_case!r} is a test case of fold {fold}, but fold {number} trains or "
+                f"{test_case!r} is a test case of fold {tested_in}, but fold {used_in} trains or "
                 f"validates on {same}. Give all folds the same test cases, or train one fold: "
-                f"data.fold={fold}."
+                f"data.fold={tested_in}."
             )
 
 

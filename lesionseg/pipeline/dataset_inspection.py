@@ -119,38 +119,40 @@ def inspect_dataset(
             lesions or background are missing (`require_lesions`), or if the split cannot be made
             (`first_splits`).
         ConfigError: If `data.group` is not a regular expression, if phantoms were simulated with
-            other settings, or see `first_splits`.
+            other settings, or if `data.validation_fraction=0` contradicts the split.
     """
     dataset = open_dataset(data)
     require_usable(dataset)
     with bar("Reading the dataset") as advance:
         records = read_records(dataset, statistics, advance)
-    # the statistics of the labelled cases; each record also has the digest of the case's files
-    known = {case: one for case, (one, _) in records.items() if one is not None}
-    references = {case: one.reference for case, one in known.items()}
+    # A record is the statistics of a case (None without a reference) and the digest of its files.
+    labelled = {case: measured for case, (measured, _) in records.items() if measured is not None}
+    references = {case: measured.reference for case, measured in labelled.items()}
     for line in implausible_lines(find_implausible(dataset, references)):
         log.warning(line)
-    counts = {case: len(one.diameters_mm) for case, one in known.items()}
+    counts = {case: len(measured.diameters_mm) for case, measured in labelled.items()}
     require_lesions(dataset, counts, references)
     # the median diameter; 0 for a case without lesions
-    sizes = {case: median(one.diameters_mm or (0.0,)) for case, one in known.items()}
-    lesions = LesionStatistics(sizes, {case: one.labels for case, one in references.items()})
+    sizes = {case: median(measured.diameters_mm or (0.0,)) for case, measured in labelled.items()}
+    lesions = LesionStatistics(
+        sizes, {case: measured.labels for case, measured in references.items()}
+    )
     splits = first_splits(dataset, counts, lesions, data, seed)
     development = _development_cases(dataset, splits, data)
-    used = development | splits.roles.keys()
-    left_out = [case for case in known if case not in used]
+    assigned = development | splits.roles.keys()
+    left_out = [case for case in labelled if case not in assigned]
     if left_out:
         file = data.splits or dataset.split_file
         cases = count(len(left_out), "labelled case")
         log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
-    developed = {case: one for case, one in known.items() if case in development}
+    in_development = {case: measured for case, measured in labelled.items() if case in development}
     return DatasetInspection(
         dataset=dataset,
-        fingerprint=fingerprint_of(dataset, list(developed.values())),
+        fingerprint=fingerprint_of(dataset, list(in_development.values())),
         splits=splits,
         counts=counts,
         lesions=lesions,
-        boxed={case: counts[case] for case, one in developed.items() if one.boxed},
+        boxed={case: counts[case] for case, measured in in_development.items() if measured.boxed},
         digests={case: digest for case, (_, digest) in records.items()},
     )
 

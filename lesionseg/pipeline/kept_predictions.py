@@ -38,6 +38,7 @@ class KeptPredictions:
         self.results = PredictionFolder(output / FOLDER)
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
         # files with candidates are results of lesionseg, which need no new ones
+        # by case id: the files of the predictions to find candidates in
         self._from_probabilities = {
             case: files
             for case, files in predictions.items()
@@ -81,8 +82,9 @@ class KeptPredictions:
     def keep_others(self, labelled: Collection[str], labels: Labels | None) -> list[Finding]:
         """Find the candidates of the cases without a reference, and keep them, too.
 
-        As in evaluated cases, the label values become those of the reference. Warn of cases that
-        cannot be read, and return a finding for each of these cases.
+        `open_prediction` finds the candidates in nnU-Net's probabilities. Cases without such files
+        are left out. As in evaluated cases, the label values become those of the reference. Warn of
+        cases that cannot be read, and return a finding for each of these cases.
 
         Args:
             labelled: The ids of the cases with a reference, even if they are not evaluated.

@@ -365,6 +365,7 @@ def validation_scores(
         log.warning("The network detects nothing on %s.", count(len(cases), "validation case"))
     point = choose(tables, OperatingPointAim("fp_per_case", FP_PER_CASE), quiet=True)
     recall = froc(tables, [FP_PER_CASE])
+    # the only number of this statistic, at the only rate; each group has the weight 1
     scores = {"recall_1fp": statistic_value(recall, len(tables.groups))[0] or 0.0}
     accepted = scored.tables(point, surface=False)
     dice = accepted.cases["dice"]

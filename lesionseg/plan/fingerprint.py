@@ -203,9 +203,8 @@ def fingerprint_of(dataset: Dataset, statistics: Sequence[CaseStatistics]) -> Fi
     channels = tuple(
         _measure_channel(dataset, statistics, c) for c in range(len(dataset.channel_names))
     )
-    scanned = sum(
-        n.scanned_mm for n in statistics
-    )  # mm³ or, in 2-D, mm²; 0 if all voxels are ignored
+    # `scanned_mm` and `lesion_mm` are in mm³ or, in 2-D, mm²; 0 if all voxels are ignored
+    scanned = sum(case.scanned_mm for case in statistics)
     modality: Modality = "mri"
     if dataset.dims == 2:
         modality = "colour" if dataset.is_colour else "xray"
@@ -215,16 +214,18 @@ def fingerprint_of(dataset: Dataset, statistics: Sequence[CaseStatistics]) -> Fi
         dims=dataset.dims,
         modality=modality,
         channels=channels,
-        shapes=tuple(n.shape for n in statistics),
-        spacings_mm=tuple(n.spacing_mm for n in statistics),
-        lesions_per_case=tuple(len(n.lesion_voxels) for n in statistics),
-        diameters_mm=tuple(round(d, 4) for n in statistics for d in n.diameters_mm),
-        lesion_voxels=tuple(v for n in statistics for v in n.lesion_voxels),
-        lesion_fraction=sum(n.lesion_mm for n in statistics) / scanned if scanned > 0 else 0.0,
-        extents_mm=tuple(side for n in statistics for side in n.extents_mm),
-        n_boxed=sum(n.boxed for n in statistics),
-        n_outlines=sum(n.reference.n_outlines for n in statistics),
-        n_box_outlines=sum(n.reference.n_box_outlines for n in statistics),
+        shapes=tuple(case.shape for case in statistics),
+        spacings_mm=tuple(case.spacing_mm for case in statistics),
+        lesions_per_case=tuple(len(case.lesion_voxels) for case in statistics),
+        diameters_mm=tuple(round(d, 4) for case in statistics for d in case.diameters_mm),
+        lesion_voxels=tuple(v for case in statistics for v in case.lesion_voxels),
+        lesion_fraction=sum(case.lesion_mm for case in statistics) / scanned
+        if scanned > 0
+        else 0.0,
+        extents_mm=tuple(side for case in statistics for side in case.extents_mm),
+        n_boxed=sum(case.boxed for case in statistics),
+        n_outlines=sum(case.reference.n_outlines for case in statistics),
+        n_box_outlines=sum(case.reference.n_box_outlines for case in statistics),
     )
 
 
@@ -241,14 +242,16 @@ def _measure_channel(
 ) -> ChannelStatistics:
     """Compute the intensity statistics of channel `c` over the cases that have this channel.
 
-    A case does not have it if it is 0 everywhere. If no case has it, all cases are used.
+    A case whose channel is 0 everywhere has no file of the channel. If no case has the channel, all
+    cases are used.
 
-    The channel is CT if its name is "CT" (as in nnU-Net). In 3-D it is also CT if the median over
-    cases of its lowest intensity is below `MIN_MRI`, which occurs only in Hounsfield units.
+    The channel is CT if its name is "CT" (as in nnU-Net). In 3-D, the channel is also CT if its
+    lowest intensity, as the median over cases, is below `MIN_MRI`. This occurs only in Hounsfield
+    units.
     """
-    # leave out cases without a file of this channel, in which it is 0
-    statistics = [n for n in statistics if n.nonzero[c] > 0] or statistics
-    samples = [n.sample[c] for n in statistics]
+    # leave out cases without a file of this channel
+    statistics = [case for case in statistics if case.nonzero[c] > 0] or statistics
+    samples = [case.sample[c] for case in statistics]
     name = dataset.channel_names[c]
     is_named_ct = name.strip().casefold() == "ct"
     has_hounsfield_units = False
@@ -262,8 +265,8 @@ def _measure_channel(
         is_ct=is_ct,
         # without a voxel in the body: mean 0 and standard deviation 1, which change nothing
         body=_measure_spread(body) or Spread(mean=0.0, std=1.0, lower=0.0, upper=0.0),
-        lesion=_measure_spread(np.concatenate([n.lesion_sample[c] for n in statistics])),
-        nonzero_share=float(np.mean([n.nonzero[c] for n in statistics])),
+        lesion=_measure_spread(np.concatenate([case.lesion_sample[c] for case in statistics])),
+        nonzero_share=float(np.mean([case.nonzero[c] for case in statistics])),
     )
 
 

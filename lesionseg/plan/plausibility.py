@@ -84,6 +84,10 @@ def reference_statistics(
 ) -> ReferenceStatistics:
     """Compute the statistics of a reference that show whether it is plausible.
 
+    They are the share of lesion voxels among the annotated voxels, whether a lesion extends from
+    border to border (along all axes, or along one of the two longest), the label values, how many
+    outlines are boxes and, for a table of boxes, how many boxes are implausible.
+
     Args:
         reference: The reference of a case.
         lesions: Its lesions, if they are known already. None computes them.
@@ -117,10 +121,10 @@ def reference_statistics(
     )
     if reference.annotated_boxes is None or not len(reference.annotated_boxes.boxes):
         return statistics
-    return _count_boxes(statistics, reference.annotated_boxes, shape)
+    return _add_box_counts(statistics, reference.annotated_boxes, shape)
 
 
-def _count_boxes(
+def _add_box_counts(
     statistics: ReferenceStatistics, annotated_boxes: AnnotatedBoxes, shape: Integers
 ) -> ReferenceStatistics:
     """Return the statistics, completed with the numbers of implausible boxes in the user's table.

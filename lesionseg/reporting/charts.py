@@ -276,21 +276,23 @@ def froc_chart(models: Sequence[tuple[str, EvaluationTables]]) -> Chart | None:
 def _draw_froc_curve(
     axes: Axes, name: str, tables: EvaluationTables, colour: str, right: float
 ) -> bool:
-    """Draw the FROC curve of one model. A model without scores, such as a reader, has one point.
+    """Draw the FROC curve of one model, or one point for a model without threshold.
 
-    If the curve ends before `right`, the upper end of the axis in false positives per scan, a
-    dotted line continues it. Return True if this dotted line was drawn, because the caption
-    explains it.
+    `EvaluationTables.threshold` is None if the candidates have no scores, such as the masks of a
+    reader, or if scores.json has no operating point. If the curve ends before `right`, the upper
+    end of the axis in false positives per scan, a dotted line continues it. Return True if this
+    dotted line was drawn, because the caption explains it.
     """
     label = fill(name.lstrip("_"), MAX_LETTERS)  # matplotlib hides names that begin with "_"
-    if tables.threshold is None:  # such as masks that a reader drew
+    if tables.threshold is None:
         false_rate = tables.scores.count("n_false_positive") / tables.n_scanned
         axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=label)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]  # the highest first
     # the curve begins at (0, 0), and has a step at each score that finds a lesion
     n_found, n_false = np.array([(0, 0), *map(tables.count_at, scores)]).T
-    # the last point: even lower thresholds add false positives, but no lesion
+    # The last point: all candidates are accepted, with all false positives (`false_score`). Below
+    # the last score in `scores`, lower thresholds add false positives, but no lesion.
     x = np.append(n_false, len(tables.false_score)) / tables.n_scanned
     y = np.append(n_found, n_found[-1]) / max(len(tables.lesions), 1)
     axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)

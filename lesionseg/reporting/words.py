@@ -241,9 +241,13 @@ def _found_figure(is_found: "pd.Series[bool]", words: str, without: KeyFigure) -
 def _false_positive_figure(tables: EvaluationTables) -> KeyFigure:
     """Return the key figure of false positives per scan, with the interval in its words.
 
-    Its value is a dash if no scan has a prediction, and "0 on …" without a false positive. It is
-    weak above 2 per scan, for far more than expected (`explain_excess`), and for 0 on fewer than 20
-    scans, which may be chance.
+    The value is a dash if no scan has a prediction, and "0 on …" without a false positive. The
+    figure is weak (in the warning colour) in these cases:
+
+    - There are more than 2 per scan. This limit is a convention of the report.
+    - There are far more than expected (`explain_excess`).
+    - There is none on fewer than 20 scans. This may be chance, because up to 3/20 per scan would be
+      compatible with it (the rule of three).
     """
     n_false = tables.scores.count("n_false_positive")
     rate = tables.scores["false_positives_per_case"]
@@ -290,7 +294,7 @@ class Basis:
 
 
 def basis(tables: EvaluationTables) -> Basis | None:
-    """Describe how long the program was trained, and how its operating point was chosen.
+    """Describe how long the model was trained, and how its operating point was chosen.
 
     The result is weak if the training had fewer than `FEW_STEPS` steps per network, or the choice
     fewer than `FEW_PATIENTS` patients. Return None if scores.json states neither, such as for masks

@@ -125,21 +125,24 @@ class LesionModule(pl.LightningModule):
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Prepare the normalisers and the sums of the loss, and compile the step if asked for.
+        """Prepare the normalisers and the loss, and compile the step if asked for.
 
-        Lightning calls this hook before training. The normalisers start at the number of positives
-        that is expected in the batches of all processes together.
+        Lightning calls this hook before training.
 
-        With `compile=auto`, one trial step shows if compiling works; if not, the step stays
-        uncompiled. During the trial step, the loss sums over this process only, because the other
-        processes may not run a trial step at the same time.
+        - Normalisers: a normaliser is the average number of positives per step, by which the loss
+          is divided. It starts at the number that is expected in the batches of all processes.
+        - Loss: a voxel loss that is a quotient of sums, such as Dice, adds its sums over all
+          processes (`VoxelLoss.sum_processes`).
+        - Compiling: with `compile=auto`, one trial step shows if compiling works; if not, the step
+          stays uncompiled. During the trial step, the loss uses only the sums of this process,
+          because the other processes may not run a trial step at the same time.
         """
         world = self.trainer.world_size
         n_tiles = self.plan.batch_size * world
         self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
         voxel_loss = self.loss if isinstance(self.loss, VoxelLoss) else None
         if voxel_loss is not None:
-            voxel_loss.sum_processes = own_sums  # for the trial step
+            voxel_loss.sum_processes = own_sums  # for the trial step, replaced at the end
         device = self.trainer.strategy.root_device
         if should_compile(self.settings, device.type):
             self.network.to(device)
@@ -150,7 +153,7 @@ class LesionModule(pl.LightningModule):
             if self.settings.compile == "auto":
                 autocast = self.trainer.precision_plugin.forward_context
                 keep_compiled_if_possible(self.network, self.objective, autocast)
-        if voxel_loss is not None and world > 1:
+        if voxel_loss is not None and world > 1:  # from now on, all processes run the same steps
             voxel_loss.sum_processes = sum_over_processes
 
     def on_train_start(self) -> None:
@@ -212,8 +215,9 @@ class LesionModule(pl.LightningModule):
     def _log_terms(self, terms: Mapping[str, Tensor], batch_idx: int) -> None:
         """Store the loss terms of a batch, and log their means in a logged step.
 
-        The means are over the batches since the last logged step. A NaN is left out of its mean.
-        Learning rate, minutes and the number of skipped steps are logged as well.
+        A step is an update of the weights, from one batch or several accumulated batches. The means
+        are over all batches after the previous logged step. A NaN is left out of its mean. Learning
+        rate, minutes and the number of skipped steps are logged as well.
 
         Args:
             terms: Scalars by name: the loss, its terms, and the number of positives.
@@ -221,7 +225,10 @@ class LesionModule(pl.LightningModule):
         """
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_first_batch_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
-        if is_first_batch_of_step and self.global_step % every == 0:  # the last step was logged
+        # `global_step` counts complete steps: the previous step was logged, so the means start
+        # again. `recent` is not emptied when they are logged, because each accumulated batch of a
+        # logged step logs means, and the last one of them must include all batches.
+        if is_first_batch_of_step and self.global_step % every == 0:
             self.recent = []
         self.recent.append(torch.stack([value.detach().float() for value in terms.values()]))
         if self.is_logged:

@@ -192,8 +192,9 @@ class Objective:
     def _voxel_terms(self, logits: Tensor, level: LevelTargets, normaliser: Tensor) -> Terms:
         """Return the loss terms of the voxels of one level, in fp32.
 
-        The nearest lesions are passed only to a loss that needs them, because other losses do not
-        have this parameter.
+        The nearest lesions are passed only to a loss that needs them (`batch_targets.nearest` is
+        True), because other losses do not have this parameter. `normaliser` is the average number
+        of positives, by which the loss divides its sums over voxels.
         """
         optional = {"nearest": level.nearest} if self.batch_targets.nearest else {}
         terms: Terms = self.loss(

@@ -44,9 +44,10 @@ def number_batches(
 ) -> Iterator[list[int]]:
     """Yield the tile numbers of each batch of process `rank`, endlessly, from `first_batch`.
 
-    The stream of tiles is numbered from 0. The processes together read it in order: with n tiles in
-    the b-th batches of all processes, these batches contain the tiles b·n to b·n + n − 1. So a
-    resumed training uses the same tiles as an uninterrupted one.
+    Tiles and batches are numbered from 0. Batch b of a process is its part of step b: of the n =
+    `batch_size` · `world_size` tiles b·n to b·n + n − 1, the first process has the first
+    `batch_size`, the second process the next ones, and so on. So a resumed training uses the same
+    tiles as an uninterrupted one.
 
     Args:
         batch_size: Number of tiles of a batch.

@@ -296,40 +296,41 @@ def compare_visits(
     """
     grid = after.geometry
     grid_before = before.geometry
-    # the grid of the earlier visit in the mm of the later one
-    placed = grid_before if matrix is None else grid_before.move(matrix)
+    # the grid of the earlier visit, in the coordinates (mm) of the later visit
+    moved_grid = grid_before if matrix is None else grid_before.move(matrix)
     # the centre of one field of view must be inside the other one
     share_space = grid_before.dims == grid.dims and (
-        grid.contains(placed.centre_mm) or placed.contains(grid.centre_mm)
+        grid.contains(moved_grid.centre_mm) or moved_grid.contains(grid.centre_mm)
     )
     if not share_space:
         raise GeometryError(
             f"Case {case}: the visits do not overlap in space or have different numbers of axes; "
-            f"before {placed.describe()}, after {grid.describe()}. If the numbers of axes are "
+            f"before {moved_grid.describe()}, after {grid.describe()}. If the numbers of axes are "
             "equal, set register=rigid, before_images= and after_images= to register the scans."
         )
     # resample the earlier visit, unless its grid is that of the later one
     resampled = before
-    if not placed.matches(grid):
-        resampled = resample_prediction(replace(before, geometry=placed), grid)
-        # it leaves out candidates outside the grid, and the rows of both must be the same lesions
+    if not moved_grid.matches(grid):
+        resampled = resample_prediction(replace(before, geometry=moved_grid), grid)
+        # `resample_prediction` leaves out candidates outside the grid. Leave them out of `before`,
+        # too, because rows of `lesions` and `placed` must be the same lesions.
         ids = {candidate.id for candidate in resampled.candidates}
         before = before.keep([c for c in before.candidates if c.id in ids])
-    lesions = candidates_of(before)
-    # through the indices of its own grid, the centres move as `matrix` says
-    centres_mm = placed.to_mm(grid_before.to_index(lesions.centres_mm))
+    lesions_before = candidates_of(before)
+    # from mm of the earlier visit to indices of its grid, and to mm of the later visit
+    centres_mm = moved_grid.to_mm(grid_before.to_index(lesions_before.centres_mm))
     earlier = Visit(
-        lesions,
+        lesions_before,
         placed=candidates_of(resampled),
         accepted=before.accepted,
         comparable=grid.contains(centres_mm),
     )
-    lesions = candidates_of(after)
+    lesions_after = candidates_of(after)
     later = Visit(
-        lesions,
-        placed=lesions,
+        lesions_after,
+        placed=lesions_after,  # the common grid is that of the later visit
         accepted=after.accepted,
-        comparable=placed.contains(lesions.centres_mm),
+        comparable=moved_grid.contains(lesions_after.centres_mm),
     )
     # the scores of new lesions; without scores, larger lesions have higher ones
     score_of = {

@@ -417,18 +417,18 @@ def stable_point(
     within this rate, the score is 0. Stable pairs that cannot be compared are listed in a warning.
 
     Args:
-        stable: The ids of stable pairs.
-        pairs: The files of each pair.
+        stable: The ids of stable pairs. The id of a pair is the id of its later visit.
+        pairs: The files of each pair by its id.
         reader: Reads and compares the visits.
         left_out: Visits that are not compared, because their prediction or an earlier one failed.
         false_new_per_pair: The maximum expected number of false new lesions per stable pair.
 
     Raises:
-        ConfigError: If `stable` names no case, or one that is neither a pair nor left out.
+        ConfigError: If `stable` is empty, or has an id that is neither a pair nor left out.
         DatasetError: If no stable pair can be compared.
     """
     stable = set(stable)
-    # errors are strict: a wrong name must not silently reduce the pairs
+    # a wrong id is an error, because without a message fewer pairs would choose the point
     unknown = sorted(stable - pairs.keys() - set(left_out))
     if unknown or not stable:
         wrong = f"these are not pairs: {', '.join(unknown)}" if unknown else "no case was given"
@@ -451,7 +451,8 @@ def stable_point(
     tables = Tables.of(match.rows() for match in matches)
     aim = OperatingPointAim(kind="fp_per_case", value=false_new_per_pair)
     point = choose(tables, aim, quiet=True)
-    # without candidates or if all are within the rate, new pairs need no limit either
+    # If all candidates are within the rate, new pairs need no limit either. Without candidates, it
+    # is compared with 1, the highest possible score, so that the result is 0, too.
     if point.score <= min(tables.candidates["score"], default=1.0):
         return replace(point, score=0.0)
     return point

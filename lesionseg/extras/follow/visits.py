@@ -121,14 +121,14 @@ def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]
 def visits_of_table(
     patients: Sequence[Sequence[CaseFiles]], folder: Path, unpredicted: Mapping[str, str]
 ) -> list[list[VisitFiles]]:
-    """Return the visits of each patient that have predictions in `folder`, in order.
+    """Return the visits of each patient of a table that have predictions in `folder`, in order.
 
     Visits that could not be predicted are left out, because files in `folder` with their names are
     results of an earlier run. Visits that cannot be compared with another one are named in a
     warning.
 
     Args:
-        patients: The visits of each patient, in order (`order_visits`).
+        patients: The visits of each patient of the table, in order (`order_visits`).
         folder: The folder of predictions.
         unpredicted: The reason of each visit that could not be predicted, by case id.
 
@@ -139,7 +139,7 @@ def visits_of_table(
     n_visits = sum(map(len, patients))
     predictions = find_predictions(folder) if len(unpredicted) < n_visits else {}
     timelines: list[list[VisitFiles]] = []
-    missing: list[str] = []
+    not_comparable: list[str] = []
     for visits in patients:
         timeline = [
             VisitFiles(
@@ -154,7 +154,7 @@ def visits_of_table(
         ]
         timelines.append(timeline)
         comparable = {visit.case for visit in timeline} if len(timeline) > 1 else set()
-        missing += [files.case for files in visits if files.case not in comparable]
+        not_comparable += [files.case for files in visits if files.case not in comparable]
     if all(len(timeline) < 2 for timeline in timelines):
         if unpredicted:
             reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
@@ -165,10 +165,10 @@ def visits_of_table(
             f"{folder}: no patient has predictions of two visits. Predict the missing visits, or "
             "add bundle= to predict all of them."
         )
-    if missing:
+    if not_comparable:
         _log.warning(
             "These visits have no prediction, or their patient has no other visit: %s",
-            ", ".join(missing),
+            ", ".join(not_comparable),
         )
     return timelines
 

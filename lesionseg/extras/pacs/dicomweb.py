@@ -441,9 +441,9 @@ def _make_client(
 
 
 def _add_token(token: str, request: "PreparedRequest") -> "PreparedRequest":
-    """Add the token to a request, as an authentication function of requests does.
+    """Add the token to a request. The package `requests` calls it as authentication function.
 
-    requests removes the token if the server redirects to another host.
+    The package removes the token from the header if the server redirects to another host.
     """
     request.headers["Authorization"] = f"Bearer {token}"
     return request

@@ -334,6 +334,7 @@ def pixel_size(
     warnings = warnings or ReaderWarnings()
     pixel_mm = _read_pair(header, "PixelSpacing", warnings)
     detector_mm = _read_pair(header, "ImagerPixelSpacing", warnings)
+    # the spacing without calibration to the patient: of the detector or the scanning device
     device_mm = detector_mm or _read_pair(header, "NominalScannedPixelSpacing", warnings)
     if pixel_mm and text(header, "PixelSpacingCalibrationType"):
         return pixel_mm, "calibrated"
@@ -350,7 +351,7 @@ def pixel_size(
     if mm is None:
         return (1.0, 1.0), UNKNOWN
     magnification = _read_magnification(header)
-    if detector_mm is None or magnification < 1:  # a smaller factor is impossible
+    if detector_mm is None or magnification < 1:  # 0 if unknown; below 1 is impossible
         return mm, DETECTOR
     in_patient = (mm[0] / magnification, mm[1] / magnification)
     return in_patient, f"{DETECTOR}, divided by the magnification"

@@ -313,13 +313,15 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
 
 
 def _warn_of_gaps(path: Path, mask: Flags) -> None:
-    """Warn if contours that probably belong to one lesion are separated by empty slices.
+    """Warn if contours that probably belong to one lesion are separated by slices without it.
 
-    Programs may store contours only in some slices. The warning is logged if filling the empty
-    slices would join components of the mask that overlap if seen along the first axis.
+    Programs may store contours only in some slices. A gap is an empty voxel that has voxels of the
+    mask at the same position in an earlier and in a later slice. The warning is logged if filling
+    the gaps would join components of the mask. It states the number of slices with a gap, which may
+    contain other lesions.
     """
     mask = mask[foreground_slices(mask) or ()]  # an empty mask is not cropped
-    # a gap is an empty voxel with voxels of the mask in earlier and in later slices
+    # `accumulate` is True from the first voxel of the mask on; reversed twice, up to the last one
     is_after_mask = np.logical_or.accumulate(mask)
     gaps = is_after_mask & np.logical_or.accumulate(mask[::-1])[::-1] & ~mask
     # the highest label is the number of components

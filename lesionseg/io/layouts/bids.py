@@ -224,7 +224,8 @@ def _choose_image(files: Sequence[Path], mask: Path) -> Path | None:
     possible = [
         file
         for file in files
-        # entities of the image replace those of the mask: any other value makes this False
+        # In `{**mask, **image}`, values of the image replace those of the mask. All items of the
+        # mask are still in it only if no entity that both names have differs.
         if mask_entities.items() <= {**mask_entities, **_entities_of(file)}.items()
     ]
     with_equal_entities = [file for file in possible if _entities_of(file) == mask_entities]

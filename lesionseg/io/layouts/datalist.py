@@ -231,7 +231,8 @@ def _read_row(root: Path, case: str, entry: _Entry, role: Role | None, where: st
     lesions = None
     if entry.box is not None and classes is not None:
         pairs = zip(entry.box, classes, strict=True)
-        lesions = tuple(_read_lesion(box, label=number + 1, where=where) for box, number in pairs)
+        # MONAI's classes begin at 0, and label values at 1, because 0 is background
+        lesions = tuple(_read_lesion(box, label=k + 1, where=where) for box, k in pairs)
     files = CaseFiles(
         case,
         tuple(listed_file(root, name) for name in images),

@@ -245,9 +245,10 @@ def _find_place(starts: Sequence[Path], root: Path, entry: str) -> Path | None:
         starts: The folders to which the path may be relative.
         root: The folder of the dataset. The returned path begins with it.
         entry: The path. Roboflow writes `../train` for the folder `train` next to data.yaml, so
-            leading `../` are also tried without.
+            each path is also tried without its leading `../`.
     """
-    top = Path(os.path.normpath(root.absolute()))  # a relative root such as . would contain ../a
+    # absolute, because `is_relative_to` compares names: it would find `../a` below the root `.`
+    top = Path(os.path.normpath(root.absolute()))
     for start in starts:
         for name in (entry, re.sub(r"^(\.\./)+", "", entry)):
             place = Path(os.path.normpath((start / name).absolute()))

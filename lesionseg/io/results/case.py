@@ -322,7 +322,8 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
         text = "%s: this mask is not used, because %s_instances.* is missing next to %s. %s"
         warn_once(_log, text, files.mask, files.case, files.candidates.name, advice)
         return
-    # values that come from the mask itself would hide voxels that were erased in it
+    # Without a file of regions, `prediction.values` may be this same mask. `prediction.mask()`
+    # would then be 0 where somebody erased voxels, and nothing would differ.
     if files.regions is None:
         prediction = replace(prediction, values=None)
     if not np.array_equal(np.asarray(read_mask(files.mask).labels) > 0, prediction.mask() > 0):
@@ -367,11 +368,14 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
 def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Prediction:
     """Read the prediction of a case without candidate file from its masks. All scores are 1.
 
+    The values of the mask are usually labels, and a candidate has one label. If the labels are
+    regions (sets of mask values), voxels of one candidate may have different values.
+
     Args:
         files: The files of the case.
         grid: The grid of the masks.
-        binary: True if the values of the mask are regions. They are then one label, and the
-            original values become `Prediction.values`.
+        binary: True if the labels are regions. Candidates are then components of all non-zero
+            voxels, with label 1, and the mask values become `Prediction.values`.
 
     Raises:
         ContentError: If the values of the mask or the ids of the instances were changed by a
@@ -384,6 +388,7 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
     labels = (values > 0).astype(np.uint8) if binary else values
     instances = read_instances(files.instances).instances if files.instances is not None else None
     prediction = unscored_prediction(files.case, grid, labels, instances)
+    # `values` are needed only for regions; otherwise each candidate has its label
     return replace(prediction, values=values if binary and files.mask else None)
 
 

@@ -177,8 +177,9 @@ class PredictionFolder:
         Args:
             case: The case id.
             row: The row of the scan, with its key and digest.
-            overwrite: True allows results of any other scan to be replaced. None is the same as
-                False, for a command without this setting.
+            overwrite: True allows results of any other scan to be replaced. None is for a command
+                without this setting: it is the same as False, but errors do not advise
+                `overwrite=true`.
             needs_mask: True if results are complete only with a mask, False for a model without
                 masks.
             needs_preview: True if results are complete only with a preview picture.
@@ -188,7 +189,8 @@ class PredictionFolder:
 
         Raises:
             ConflictError: If the folder has results of another or an unknown scan under this id, or
-                under an id whose files some file system cannot distinguish.
+                results under an id that differs only in a way that Windows or macOS ignores, such
+                as upper and lower case.
             DatasetError: If the id cannot be a file name or, with names of nnU-Net, would give the
                 mask the name of another result. `overwrite` does not allow this.
             OutputError: If the files that a killed program left cannot be finished, see `recover`.
@@ -505,6 +507,7 @@ class PredictionFolder:
         part = self._hidden_folder(case, _PART)
         old = self.files(case)
         for name in _list_names(part, _FILES):
+            # listed on creation (also at the URL), or written into the folder since then
             is_present = name in self._present_names or (self.path / name).exists()
             if name not in old and is_present:
                 shutil.rmtree(part, ignore_errors=True)
@@ -516,7 +519,7 @@ class PredictionFolder:
             (self.path / name).unlink(missing_ok=True)
         part.rename(self._hidden_folder(case, _MOVING))
         self._present_names -= {*old}
-        self._move_files(case, old)
+        self._move_files(case, old)  # removes `old` also from the store at the URL
 
     def _move_files(self, case: str, old: Sequence[str]) -> None:
         """Move the complete files of a case from `.moving` to their final names, and upload them.

@@ -138,8 +138,11 @@ class CaseRow:
 
     @property
     def scan_name(self) -> str:
-        """Words that identify the scan in a message: its DICOM UID, or the start of the digest."""
-        if self.scan_uid:  # two images of one series are different scans
+        """Words that identify the scan in a message: its DICOM UID, or the start of the digest.
+
+        `scan_uid` is `instance_uid` if the scan is a single DICOM file, otherwise `series_uid`.
+        """
+        if self.scan_uid:
             return f"{'instance' if self.instance_uid else 'series'} {self.scan_uid}"
         return f"digest {self.digest[:_SHOWN_DIGITS]}…"
 
