@@ -663,7 +663,7 @@ class ReportConfig(OutputCommand):
     def _validate_subject(self) -> Self:
         """Return self. Raise `ValueError` unless exactly one of `scores` and `predictions` is set.
 
-        These settings choose the kind of report.
+        `scores` and `predictions` choose the kind of report.
         """
         if (self.scores is None) == (self.predictions is None):  # both or none
             raise ValueError(
@@ -916,7 +916,7 @@ def _to_plain(value: Any) -> Any:
 def groups_of(command: str) -> list[str]:
     """Return the names of a command's groups of options, such as `loss` of `train`.
 
-    They are the keys in the `defaults:` lists of the command's YAML files.
+    The names are the keys in the `defaults:` lists of the command's YAML files.
     """
     entries = (entry for file in files_of(command) for entry in _defaults_list(file))
     return [str(group) for entry in entries if isinstance(entry, Mapping) for group in entry]
@@ -1023,7 +1023,8 @@ def dotted_items(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[st
 def chosen_options(command: str, values: Mapping[str, Any]) -> dict[str, str]:
     """Select the settings that choose an option of a group, such as `{"loss": "focal"}`.
 
-    These are the entries of `values` whose key is a group of the command and whose value is text.
+    The selected settings are the entries of `values` whose key is a group of the command and whose
+    value is text.
     """
     return {
         group: values[group] for group in groups_of(command) if isinstance(values.get(group), str)
@@ -1051,7 +1052,7 @@ def import_target(target: str, key: str) -> Any:
 def parameters_of(make: Any) -> Mapping[str, Parameter] | None:
     """Return the parameters of a class or function by name, or None if Python cannot know them.
 
-    This is so for some classes that are not written in Python.
+    Python cannot know the parameters of some classes that are not written in Python.
     """
     try:
         return signature(make).parameters

@@ -102,10 +102,10 @@ def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
     The message begins with `what`, the name of the setting, and suggests a choice with similar
     spelling, if there is one.
     """
-    known = tuple(choices)
-    if value not in known:
-        near = suggest(str(value), known)
-        raise ConfigError(f"{what} {value!r} is not one of {', '.join(known)}.{near}")
+    options = tuple(choices)
+    if value not in options:
+        near = suggest(str(value), options)
+        raise ConfigError(f"{what} {value!r} is not one of {', '.join(options)}.{near}")
 
 
 def count(n: int, noun: str, nouns: str = "") -> str:
@@ -141,9 +141,9 @@ def join_names(names: Iterable[object], maximum: int = 20) -> str:
     >>> join_names(["a", "b"]), join_names("abcd", maximum=2)
     ('a, b', 'a, b and 2 more')
     """
-    known = [str(name) for name in names]
-    n_remaining = len(known) - maximum
-    joined = ", ".join(known[:maximum])
+    texts = [str(name) for name in names]
+    n_remaining = len(texts) - maximum
+    joined = ", ".join(texts[:maximum])
     return f"{joined} and {n_remaining} more" if n_remaining > 0 else joined
 
 
@@ -171,7 +171,7 @@ def format_score(score: float) -> str:
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean …?` with the known word that is spelt most like `word`.
 
-    It is the end of an error message. The result is "" if `nearest` finds no such word.
+    The text is the end of an error message. The result is "" if `nearest` finds no such word.
 
     >>> suggest("los.gamma", ["loss.gamma", "seed"])
     " Did you mean 'loss.gamma'?"

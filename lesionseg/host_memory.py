@@ -36,7 +36,8 @@ _n_users = [0]  # number of open calls of `reuse_memory`
 def physical_bytes(root: Path = _ROOT) -> int:
     """Return the memory in bytes that this process may use at most.
 
-    This is the memory of the machine, or the limit of this container or job if the limit is lower.
+    The result is the memory of the machine, or the limit of this container or job if the limit is
+    lower.
 
     Args:
         root: Contains `proc` and `sys`, for tests.
@@ -204,7 +205,7 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
 def trim_memory() -> None:
     """Give all freed memory of this process back to the system, even between used blocks.
 
-    It needs milliseconds. Without glibc nothing happens.
+    The call needs milliseconds. Without glibc nothing happens.
     """
     library = _glibc()
     if library is not None:

@@ -262,7 +262,7 @@ def place_at(
         The box and the shares of its voxels. None if the box does not fit into the volume, if
         another lesion is too near, or if the tissue leaves no voxel or several components.
     """
-    half = np.array(share.shape) // 2
+    half = np.array(share.shape) // 2  # the sides are odd
     start = centre - half
     stop = centre + half + 1
     if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
@@ -888,7 +888,7 @@ def draw_cases(
         prefix: The beginning of the case ids.
         n_cases: Number of cases.
         seed: Seed of the set.
-        lesion_free_share: Share of the cases without a lesion. They are spread evenly.
+        lesion_free_share: Share of the cases without a lesion. These cases are spread evenly.
         grid: The grid of all cases.
         n_lesions: Minimum and maximum number of lesions of a case with lesions.
         progress: Called after each case with its id, the number of finished cases and the number of
@@ -970,8 +970,8 @@ def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 def _settings_of(write: Callable[..., None]) -> type[Settings]:
     """Create a class of settings from the parameters of a function that writes a dataset.
 
-    It checks the settings `data.phantoms.*` by the parameters' types and defaults. The parameters
-    `folder` and `progress` are left out, because a user cannot set them.
+    The class checks the settings `data.phantoms.*` by the parameters' types and defaults. The
+    parameters `folder` and `progress` are left out, because a user cannot set them.
     """
     fields: dict[str, Any] = {}
     for name, parameter in signature(write).parameters.items():

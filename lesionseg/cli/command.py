@@ -305,7 +305,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
 def _swept_keys(overrides: Sequence[str]) -> set[str]:
     """Return the settings and groups that have several values in a multirun: `a` of `a=1,2`.
 
-    They identify a job in a log line.
+    The settings identify a job in a log line.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

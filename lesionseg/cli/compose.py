@@ -155,7 +155,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
         o for o in overrides if key_of(o) == SEARCHPATH or (key_of(o) in options and "," not in o)
     ]
     composed = compose_files(command, tuple(choosing))
-    known = [*options, *(key for key, _ in dotted_items(composed))]
+    known_keys = [*options, *(key for key, _ in dotted_items(composed))]
     open_sections: tuple[str, ...] = OPEN_SECTIONS
     if values.get("loss") == "custom":
         open_sections = (*open_sections, "loss.")
@@ -165,7 +165,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
         key = key_of(override)
         adds_key = override.startswith("+") and "." in key
         # the settings of Hydra itself are in no file of this program
-        is_known = key in known or key.startswith("hydra")
+        is_known = key in known_keys or key.startswith("hydra")
         if override.startswith("~"):
             result.append(override)
         elif key.startswith(open_sections) or adds_key:
@@ -255,14 +255,14 @@ def _guess_key(command: str, flag: str = "") -> str | None:
     ('reference', 'scores')
     """
     # each command has `private`, which no user means by another flag
-    known = [key for key, _ in keys(COMMANDS[command]) if key != "private"]
+    all_keys = [key for key, _ in keys(COMMANDS[command]) if key != "private"]
     name = flag.lstrip("-").replace("-", "_")
     if not name:
-        return "input" if "input" in known else known[0]
-    for key in known:
+        return "input" if "input" in all_keys else all_keys[0]
+    for key in all_keys:
         if name in (key, key.rpartition(".")[2]):
             return key
-    return next((key for key in known if key.startswith(name)), None)
+    return next((key for key in all_keys if key.startswith(name)), None)
 
 
 def read_flags(argv: Sequence[str], command: str) -> tuple[set[str], list[str]]:

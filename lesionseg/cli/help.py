@@ -45,7 +45,7 @@ def examples(command: str) -> list[str]:
 def most_used_settings(command: str) -> list[str]:
     """Return the keys that most users change, in the order of the file; empty if the file has none.
 
-    They are in the line `# Most used: …` in `conf/<command>.yaml`.
+    The keys are in the line `# Most used: …` in `conf/<command>.yaml`.
     """
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     match = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
@@ -149,8 +149,8 @@ def _align(name: str, text: str) -> list[str]:
     lines = wrap(text, _WIDTH - _COLUMN, break_long_words=False) or [""]
     if len(name) + 4 > _COLUMN:  # with two spaces on each side
         return [f"  {name}", *(" " * _COLUMN + line for line in lines)]
-    rest = [" " * _COLUMN + line for line in lines[1:]]
-    return [f"  {name:<{_COLUMN - 2}}{lines[0]}".rstrip(), *rest]
+    further_lines = [" " * _COLUMN + line for line in lines[1:]]
+    return [f"  {name:<{_COLUMN - 2}}{lines[0]}".rstrip(), *further_lines]
 
 
 def _break_lines(example: str) -> str:

@@ -177,8 +177,8 @@ def _check_bundle(setting: str, path: Path) -> None:
 def _check_scores(setting: str, path: Path) -> None:
     """Raise an error if a path is not a folder with scores, or a run directory with scores.
 
-    It is a `DatasetError` if the path is not a folder or the folder is empty, and a `ReadError` if
-    the folder has no scores.
+    The error is a `DatasetError` if the path is not a folder or the folder is empty, and a
+    `ReadError` if the folder has no scores.
     """
     from lesionseg.pipeline.scores_folder import find_scores
 

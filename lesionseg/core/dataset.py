@@ -83,9 +83,9 @@ class CaseFiles:
     def pixel_mm(self) -> float | None:
         """Pixel size in millimetres from the column `pixel_mm` of the manifest.
 
-        It is used for images whose files state no pixel size: PNG, JPEG, BMP and TIFF images, and
-        some DICOM radiographs. None if the column is absent or empty. Raise `DatasetError` for a
-        cell that is not a positive finite number.
+        The size is used for images whose files state no pixel size: PNG, JPEG, BMP and TIFF images,
+        and some DICOM radiographs. None if the column is absent or empty. Raise `DatasetError` for
+        a cell that is not a positive finite number.
         """
         text = self.columns.get("pixel_mm", "")
         try:
@@ -277,19 +277,20 @@ def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group
     Returns:
         One finding with two of the ids, or an empty list.
     """
+    # a group that equals the case id states no patient
     unstated = [case for case in cases if case.group in ("", case.case)]
     members: dict[str, list[str]] = {}  # case ids by prefix
     for case in unstated:
         match = _VISIT.fullmatch(case.case)
         if match:
             members.setdefault(match[1], []).append(case.case)
-    several = {prefix: ids for prefix, ids in members.items() if len(ids) > 1}
-    n_sharing = sum(map(len, several.values()))
+    ids_of_shared_prefix = {prefix: ids for prefix, ids in members.items() if len(ids) > 1}
+    n_sharing = sum(map(len, ids_of_shared_prefix.values()))
     are_most_cases = 2 * n_sharing >= len(unstated)
-    are_few_per_prefix = n_sharing <= _MAX_VISITS * len(several)
+    are_few_per_prefix = n_sharing <= _MAX_VISITS * len(ids_of_shared_prefix)
     if len(members) < 2 or not are_most_cases or not are_few_per_prefix:
         return []
-    first, second = sorted(next(iter(several.values())))[:2]
+    first, second = sorted(next(iter(ids_of_shared_prefix.values())))[:2]
     are_all_numbered = all(_VISIT.fullmatch(case.case) for case in cases)
     pattern = (_VISIT if are_all_numbered else _VISIT_OR_WHOLE).pattern
     text = (

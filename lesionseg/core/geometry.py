@@ -196,10 +196,12 @@ class Geometry:
     def overlap(self, other: "Geometry") -> float:
         """Estimate the fraction of the smaller grid that is inside the larger grid.
 
-        It is estimated from 8000 random points with a fixed seed, so the result is reproducible.
+        The fraction is estimated from 8000 random points with a fixed seed, so the result is
+        reproducible.
         """
         small, large = sorted((self, other), key=lambda grid: grid.voxel_size * prod(grid.shape))
         rng = np.random.default_rng(0)
+        # indices from border to border, because voxel i extends from i − 0.5 to i + 0.5
         points = rng.uniform(-0.5, np.subtract(small.shape, 0.5), (_N_SAMPLES, self.dims))
         return float(large.contains(small.to_mm(points)).mean())
 

@@ -18,7 +18,7 @@ _UNIT_BALL = {2: np.pi, 3: 4 / 3 * np.pi}  # area or volume by the number of axe
 def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
     """Compute the equivalent diameter: that of the ball (3-D) or disc (2-D) of the same size.
 
-    It is `2·(3V/4π)^⅓` for a volume V, and in 2-D `2·(A/π)^½` for an area A.
+    The diameter is `2·(3V/4π)^⅓` for a volume V, and in 2-D `2·(A/π)^½` for an area A.
 
     Args:
         volume_mm: Volumes in mm³, in 2-D areas in mm², of any shape.
@@ -36,9 +36,9 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
 def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
     """Compute the diameters in mm of lesions that have only boxes `[n]`.
 
-    It is the equivalent diameter of the ellipsoid (2-D: ellipse) inscribed in each box, which is
-    the cube root (2-D: square root) of the box volume. `boxes` is `[n, 2·dims]` (starts, stops;
-    half-open voxels).
+    The diameter is the equivalent diameter of the ellipsoid (2-D: ellipse) inscribed in each box,
+    which is the cube root (2-D: square root) of the box volume. `boxes` is `[n, 2·dims]` (starts,
+    stops; half-open voxels).
 
     >>> box_diameters_mm(np.array([[0, 0, 8, 2]]), Geometry.from_spacing((9, 9), (1, 1))).tolist()
     [4.0]
@@ -70,10 +70,10 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
 def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
     """Return one slice per axis that together select the voxels whose centres are inside a box.
 
-    They are used to draw a box into a mask. `box` has all starts, then all stops; voxel i covers
-    [i, i + 1). Unlike the slices of `box_slices`, these are as large as the box on average. If the
-    box contains no voxel centre along an axis, the voxel at the middle of the box is selected
-    there. Negative indices become 0.
+    The slices are used to draw a box into a mask. `box` has all starts, then all stops; voxel i
+    covers [i, i + 1). Unlike the slices of `box_slices`, these are as large as the box on average.
+    If the box contains no voxel centre along an axis, the voxel at the middle of the box is
+    selected there. Negative indices become 0.
 
     >>> centre_slices((0.4, 2.6, 3.4, 2.9), 2)
     (slice(0, 3, None), slice(2, 3, None))
@@ -262,10 +262,10 @@ class Zones:
     def of(self, lesions: Lesions) -> list[str]:
         """Return the name of the anatomical zone of each lesion; "" if the mask has no zones.
 
-        It is the zone that contains most voxels of the lesion. If no zone contains a voxel of the
-        lesion, it is the nearest zone. For a lesion with only a box, the centre of the box counts
-        instead of voxels. If zones contain equal numbers of voxels, the one with the smallest
-        value counts.
+        The zone of a lesion is the zone that contains most voxels of the lesion. If no zone
+        contains a voxel of the lesion, it is the nearest zone. For a lesion with only a box, the
+        centre of the box counts instead of voxels. If zones contain equal numbers of voxels, the
+        one with the smallest value counts.
         """
         names = []
         for row, centre in enumerate(lesions.centres_mm):
@@ -295,6 +295,7 @@ class Zones:
         tree, surface_values = self._surface
         if tree is None:
             return None
+        # no point is in a zone: the zone of the surface voxel that is nearest to any point
         distances, nearest = tree.query(points_mm)
         return int(surface_values[nearest[distances.argmin()]])
 

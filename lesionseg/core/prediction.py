@@ -147,7 +147,7 @@ class Candidate:
     def at(self, point: OperatingPoint) -> "Candidate":
         """Return the candidate with `accepted` set by an operating point.
 
-        It is accepted if its score is at least that of the operating point.
+        The candidate is accepted if its score is at least that of the operating point.
         """
         return replace(self, accepted=self.score >= point.score)
 
@@ -249,9 +249,9 @@ class Prediction:
     def warnings(self) -> tuple[str, ...]:
         """All warnings about the prediction, each as text, for the terminal and the results.
 
-        They are the warning of the input check (with those of the file reader), a sentence about
-        candidates that a limit left out, and a sentence about candidates outside the zones to keep.
-        Warnings without a cause are left out.
+        The warnings are the warning of the input check (with those of the file reader), a sentence
+        about candidates that a limit left out, and a sentence about candidates outside the zones to
+        keep. Warnings without a cause are left out.
         """
         checked = "" if self.input is None else self.input.warning
         return tuple(filter(None, (checked, self.left_out_note, self.outside_note)))

@@ -520,8 +520,8 @@ def _find_entry(entry: Path, source: str) -> CachedCase | None:
 def cache_key(dataset: Dataset, plan: Plan) -> str:
     """Return the name of a plan's subfolder in the cache: a hash of 16 characters.
 
-    It is a hash of the version of the cache and of all settings on which prepared arrays depend, so
-    that other settings never read these arrays.
+    The hash is computed from the version of the cache and from all settings on which prepared
+    arrays depend, so that other settings never read these arrays.
     """
     decisions = {
         "version": CACHE_VERSION,

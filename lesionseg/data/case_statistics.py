@@ -144,9 +144,9 @@ class _RecordReader:
     def _digest_state(self, files: CaseFiles) -> str | None:
         """Return a digest of everything on which the record of a case depends.
 
-        This is the case's entry in the dataset, the reading settings, and path, size, times of
-        change and inode of its files. An entry of facts.json is reused only if its digest is equal.
-        Return None if a file is missing or has just changed.
+        The digest covers the case's entry in the dataset, the reading settings, and path, size,
+        times of change and inode of its files. An entry of facts.json is reused only if its digest
+        is equal. Return None if a file is missing or has just changed.
         """
         states = image_state(filter(None, (*files.images, files.reference)))
         if states is None:

@@ -76,6 +76,7 @@ def prepare_reference(
             f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
         )
     resampled, covered = _read_instances(instances, reference.geometry, geometry)
+    # the label of each lesion id; entry 0 is the background, the last entry the highest id
     label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, np.uint8)
     _restore_lost(resampled, instances, len(label_of_id) - 1, reference.geometry, geometry)
     if plan.labels.regions:
@@ -251,8 +252,8 @@ def _restore_lost(
 ) -> None:
     """Give each lesion that resampling has lost one voxel of `resampled`, in place.
 
-    It is the voxel at the lesion's centre, or an adjacent voxel (`_find_free_voxel`). An id without
-    a voxel in `instances` gets no voxel.
+    The voxel is the one at the lesion's centre, or an adjacent voxel (`_find_free_voxel`). An id
+    without a voxel in `instances` gets no voxel.
 
     Args:
         resampled: Lesion ids on the plan's grid.
@@ -270,7 +271,8 @@ def _restore_lost(
     lost = np.unique(ids)
     for lesion in lost:
         centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
-        resampled[_find_free_voxel(resampled, np.atleast_2d(centre)[0])] = lesion  # one point
+        # `atleast_2d` and `[0]` change nothing: `centre` is a single point `[dims]`
+        resampled[_find_free_voxel(resampled, np.atleast_2d(centre)[0])] = lesion
     logger.debug("%d lesions had no voxel on the plan's grid. Each got one.", len(lost))
 
 

@@ -84,8 +84,8 @@ def build_transform(spec: TransformSpec, where: str) -> Transform:
 def require_trusted(specs: Sequence[TransformSpec], where: Path | str) -> None:
     """Raise `BundleError` if a bundle names anything but MONAI's transforms of intensities.
 
-    It protects from bundles that would run foreign code. Strings that MONAI would evaluate are
-    refused too. Only MONAI is imported for the check. `where` is the bundle in the message.
+    The check protects from bundles that would run foreign code. Strings that MONAI would evaluate
+    are refused too. Only MONAI is imported for the check. `where` is the bundle in the message.
     """
     unknown = untrusted_targets(specs)
     if unknown:
@@ -109,8 +109,8 @@ def untrusted_targets(specs: Sequence[TransformSpec]) -> list[str]:
 def needs_trust(network: TransformSpec, transforms: Sequence[TransformSpec]) -> bool:
     """Return True if reading a bundle requires the setting `trust=true`.
 
-    This is so if the bundle names the network by its class, or has a transform that is not one of
-    MONAI's transforms of intensities.
+    The setting is required if the bundle names the network by its class, or has a transform that is
+    not one of MONAI's transforms of intensities.
     """
     return TARGET in network or bool(untrusted_targets(transforms))
 
@@ -137,6 +137,7 @@ def _is_intensity_transform(target: str) -> bool:
         return False
     import monai.transforms as mt
 
+    # the class is a dictionary transform of intensities if MONAI defines it in this module
     kind = getattr(mt, name, None)
     return (
         isinstance(kind, type)

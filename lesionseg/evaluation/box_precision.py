@@ -57,8 +57,8 @@ class BoxPairs:
     def best_of_lesions(self, accepted: Flags, n_lesions: int) -> Numbers:
         """Return the largest box IoU of each lesion with an accepted candidate `[n_lesions]`.
 
-        It is 0 if no accepted candidate of the same label overlaps the lesion. `accepted` is True
-        for accepted candidates `[candidates]`.
+        The IoU is 0 if no accepted candidate of the same label overlaps the lesion. `accepted` is
+        True for accepted candidates `[candidates]`.
         """
         best = np.zeros(n_lesions)
         counted = accepted[self.candidate]
@@ -204,6 +204,7 @@ class BoxHits:
             by_label = [_precision_of_label(weights, *arguments) for arguments in labels]
             if not by_label:
                 return np.full((len(weights), len(IOUS) + len(RANGES)), np.nan)
+            # the mean over the labels with a lesion in the replicate; the other ones are NaN
             curve = divide(np.nansum(by_label, axis=0), (~np.isnan(by_label)).sum(axis=0))
             means = [curve[:, _within(low, high)].mean(axis=1) for low, high in RANGES.values()]
             return np.column_stack([curve, *means])
@@ -245,7 +246,7 @@ def _precision_of_label(
 ) -> Numbers:
     """Compute the average precision of one label as COCO does `[replicates, ious]`.
 
-    It is NaN in a replicate without a lesion of the label.
+    The precision is NaN in a replicate without a lesion of the label.
 
     Args:
         weights: How often each group was drawn `[replicates, groups]`.
@@ -266,6 +267,7 @@ def _precision_of_label(
         precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 above the highest recall
         recall = divide(n_true, np.broadcast_to(n_lesions[:, None], n_true.shape))
         for row in np.flatnonzero(n_lesions > 0):  # replicates with a lesion of the label
+            # the first true positive with at least each recall; without one, the 0 at the end
             index = np.searchsorted(recall[row], RECALLS, side="left")
             average_precision[row, k] = precision[row, index].mean()
     return average_precision

@@ -314,14 +314,16 @@ def _correct_p_values(differences: Mapping[str, Difference], primary: str) -> di
     corrected p-value is at most 1 and never below the previous one. The difference named `primary`,
     and differences without a p-value, get no corrected p-value.
     """
-    known = sorted(
+    sorted_p_values = sorted(
         (row.p_value, name)
         for name, row in differences.items()
         if name != primary and row.p_value is not None
     )
     corrected = dict(differences)
     p_holm = 0.0
-    for rank, (p, name) in enumerate(known):
-        p_holm = max(p_holm, min(1.0, (len(known) - rank) * p))  # never below the previous one
+    for rank, (p, name) in enumerate(sorted_p_values):
+        p_holm = max(
+            p_holm, min(1.0, (len(sorted_p_values) - rank) * p)
+        )  # never below the previous one
         corrected[name] = replace(corrected[name], p_holm=p_holm)
     return corrected

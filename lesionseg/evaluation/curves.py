@@ -106,6 +106,7 @@ def average_precision(tables: Tables) -> Statistic:
         `weights` is how often each group was drawn `[replicates, groups]`.
         """
         hits = accumulate(weights, found_group)[:, n_true]
+        # `divide` gives NaN for 0 / 0, if no item down to a score was drawn
         precision = np.nan_to_num(divide(hits, accumulate(weights, group)[:, n_accepted]))
         steps = np.diff(hits, axis=1, prepend=0)
         return divide((steps * precision).sum(1), weights @ lesions)[:, None]
@@ -122,12 +123,12 @@ def case_auroc(tables: Tables) -> Statistic:
     `Tables.is_lesion_free`. The result is NaN in a replicate without cases with lesions or without
     lesion-free cases.
     """
-    known = tables.has_lesion | tables.is_lesion_free
-    case_score = tables.cases["case_score"].to_numpy(float)[known]
+    is_counted = tables.has_lesion | tables.is_lesion_free
+    case_score = tables.cases["case_score"].to_numpy(float)[is_counted]
     order = np.argsort(case_score, kind="stable")
     score = case_score[order]
-    group = tables.group_of["cases"][known][order]
-    positive = tables.has_lesion[known][order]
+    group = tables.group_of["cases"][is_counted][order]
+    positive = tables.has_lesion[is_counted][order]
     positive_group = group[positive]
     # For each positive case: how many of the negative cases, sorted by score, are lower, and how
     # many are lower or equal. `statistic` uses them as positions in sums over the sorted cases.

@@ -391,7 +391,8 @@ def few_groups_factor(groups: float) -> float:
 def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
     """Return the design effect of counts: their variance over groups relative to a Poisson count.
 
-    It widens the interval of a rate if the events concentrate in few patients. It is at least 1.
+    The design effect widens the interval of a rate if the events concentrate in few patients. It is
+    at least 1.
 
     Args:
         counts: Number of events of each group `[groups]`. If all are 0, the result is 1.

@@ -86,7 +86,7 @@ class LabelNumbers:
     def _key(self, name: str) -> str:
         """Return the key of `_value_of` for a name, which ignores upper and lower case.
 
-        It is the name itself if `_value_of` has this key, otherwise the name in lower case.
+        The key is the name itself if `_value_of` has this key, otherwise the name in lower case.
         """
         return name if name in self._value_of else name.casefold()
 
@@ -139,20 +139,22 @@ def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> No
         names: The names of the dataset's labels by value. If it is empty (references without label
             names), the known label values are those of the lesions.
     """
-    known = {*names} or {label for case in cases for label in case.match.lesions.labels.tolist()}
-    values = {
+    reference_labels = {*names} or {
+        label for case in cases for label in case.match.lesions.labels.tolist()
+    }
+    predicted_labels = {
         candidate.label
         for case in cases
         for candidate in case.prediction.candidates
         if not (names and case.prediction.labels)  # `LabelNumbers` warns of names
     }
-    if known and values - known:
+    if reference_labels and predicted_labels - reference_labels:
         _log.warning(
             "The predicted values %s are not among the labels of the reference, %s, and have rows "
             "of their own in labels.csv. Correct them, or set merge_labels=true to score all "
             "labels as one.",
-            sorted(values - known),
-            dict(names) or sorted(known),
+            sorted(predicted_labels - reference_labels),
+            dict(names) or sorted(reference_labels),
         )
 
     def dice(predicted: int, drawn: int) -> float:

@@ -230,7 +230,7 @@ class _Accepted:
             "status": self.case.status,
             "n_lesions": len(lesions),
             "n_candidates": len(match.candidates),
-            "n_detected": int((self.found_by >= 0).sum()),
+            "n_detected": int((self.found_by >= 0).sum()),  # −1: the lesion is missed
             "n_missed": int((self.found_by < 0).sum()),
             "n_false_positive": int(is_false.sum()),
             "n_ignored": int((self.outcomes == "ignored").sum()),
@@ -547,8 +547,8 @@ def match_case(
         matched_prediction = Prediction(
             case=case, geometry=grid, candidates=(), instances=np.zeros(grid.shape, np.int32)
         )
-    known = None if labels is None else labels.lesion_names
-    matched = match(reference, matched_prediction, preset.criterion, known)
+    lesion_names = None if labels is None else labels.lesion_names
+    matched = match(reference, matched_prediction, preset.criterion, lesion_names)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
     if zones is not None:
         matched_prediction = matched_prediction.with_zones(zones.of(matched.candidates))
@@ -654,8 +654,8 @@ def _match_unannotated(
 def _describe_places(instances: Lesions) -> Cells:
     """Return the columns that the tables of lesions and candidates have in common.
 
-    These are label, diameters, box and centre; each column has one cell per row of `instances`. In
-    2-D there are no columns for the axis z. In 3-D `diameter_percent` is None.
+    The columns are label, diameters, box and centre; each column has one cell per row of
+    `instances`. In 2-D there are no columns for the axis z. In 3-D `diameter_percent` is None.
     """
     grid = instances.geometry
     dims = grid.dims
@@ -740,8 +740,8 @@ def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
         unknown,
     )
     # the union of all regions; `or prediction` applies to a prediction of boxes
-    known = _prediction_of_region(prediction, labels.mask_values) or prediction
-    return replace(known, values=values)
+    of_union = _prediction_of_region(prediction, labels.mask_values) or prediction
+    return replace(of_union, values=values)
 
 
 def _prediction_of_region(

@@ -157,7 +157,7 @@ class Match:
     def box_pairs(self) -> BoxPairs:
         """The pairs of a candidate and a lesion of equal labels whose bounding boxes overlap.
 
-        They are used for the scores of boxes.
+        The pairs are used for the scores of boxes.
         """
         return pair_boxes(self.candidates, self.lesions)
 
@@ -165,7 +165,7 @@ class Match:
     def box_hits(self) -> Sequence[int | None]:
         """The cell `box_hits` of candidates.csv for each candidate, see `encode_hits`.
 
-        It encodes at which box IoUs the candidate is a true positive.
+        The cell encodes at which box IoUs the candidate is a true positive.
         """
         return encode_hits(self.candidates, self.box_pairs, self.scores, self.ignored)
 

@@ -130,8 +130,8 @@ class Misses:
     def covered(self, row: int) -> float:
         """Return the fraction of the lesion in this row that candidates cover, for `Miss.covered`.
 
-        It is the fraction that accepted candidates cover or, if no accepted candidate touches the
-        lesion, the fraction that all candidates cover.
+        The result is the fraction that accepted candidates cover or, if no accepted candidate
+        touches the lesion, the fraction that all candidates cover.
         """
         # 0 if no accepted candidate touches the lesion
         covered = float(self.covered_by_accepted[row])

@@ -336,9 +336,10 @@ def _expect_rate(tables: "Tables", design_effect: float, n_false: int) -> float:
 def default_rate(n_lesions: int, n_cases: float) -> float:
     """Return the rate of false positives per case that the aim `auto` allows.
 
-    It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more, rounded to two digits.
-    The reason: with 60 lesions per case, at most one false positive per case would leave most
-    lesions undetected. Without cases, the rate is 1. `n_cases` may be a sum of annotated shares.
+    The rate is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more, rounded to two
+    digits. The reason: with 60 lesions per case, at most one false positive per case would leave
+    most lesions undetected. Without cases, the rate is 1. `n_cases` may be a sum of annotated
+    shares.
 
     >>> default_rate(n_lesions=30, n_cases=20), default_rate(n_lesions=1013, n_cases=51)
     (1.0, 2.0)
@@ -428,8 +429,8 @@ def _find_score_of_rate(
 def count_needed(sensitivity: float) -> int | None:
     """Return the minimum number of patients with lesions on which a sensitivity can be promised.
 
-    This is the smallest n with 1 / (n + 1) ≤ 1 − `sensitivity`, see `_promise_sensitivity`. None
-    for a sensitivity of 1, which no number of patients can promise.
+    The number is the smallest n with 1 / (n + 1) ≤ 1 − `sensitivity`, see `_promise_sensitivity`.
+    None for a sensitivity of 1, which no number of patients can promise.
 
     >>> count_needed(0.8), count_needed(0.9), count_needed(1.0)
     (4, 9, None)
@@ -521,9 +522,9 @@ def _count_wanted(sensitivity: float, n_found: int, n_lesions: int) -> int:
 def _threshold_rejecting(tables: "Tables", n: int) -> float:
     """Return a threshold that rejects exactly the `n` lowest of the observed scores.
 
-    It is slightly above the highest rejected score, at most midway to the next observed score. If
-    rounding leaves no number between these two scores, it is the next observed score. If n is 0, it
-    is the lowest observed score, or `UNINFORMED_SCORE` if there are no observed scores.
+    The threshold is slightly above the highest rejected score, at most midway to the next observed
+    score. If rounding leaves no number between these two scores, it is the next observed score. If
+    n is 0, it is the lowest observed score, or `UNINFORMED_SCORE` if there are no observed scores.
     """
     scores = tables.observed
     if n == 0:
@@ -706,8 +707,8 @@ class PointInUse:
     def request(self) -> OperatingPointAim | None:
         """The setting `operating_point=` for which the score was chosen on cases.
 
-        It is `auto` if the default rule chose the aim, otherwise the aim of the point. None if the
-        score was not chosen on cases, but given by the user or unknown.
+        The setting is `auto` if the default rule chose the aim, otherwise the aim of the point.
+        None if the score was not chosen on cases, but given by the user or unknown.
         """
         if self.is_default:
             return OperatingPointAim("auto")
@@ -717,7 +718,7 @@ class PointInUse:
 def explain_unlike(points: Iterable[PointInUse]) -> str:
     """Explain why two programs cannot be compared at their thresholds; return "" if they can.
 
-    They can be compared in two cases:
+    Two programs can be compared in two cases:
 
     - Neither threshold was chosen on cases. Each is then a decision of its program, as for masks
       without scores.

@@ -151,7 +151,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
         _clear_if_at_end(d90, low, high),
         Estimate(intercept.value or 0.0, name=intercept.name),
         Estimate(slope.value or 0.0, name=slope.name),
-        *(replace(one, at=at) for one, at in zip(curve, points.tolist(), strict=True)),
+        *(replace(estimate, at=at) for estimate, at in zip(curve, points.tolist(), strict=True)),
     ]
 
 

@@ -76,14 +76,14 @@ def drop_off_grid(prediction: Prediction) -> Prediction:
     result counts them. Removed objects (`Prediction.removed`) outside the grid are left out without
     a warning.
     """
-    kept = _inside_grid(prediction.candidates, prediction.geometry)
-    n_left_out = len(prediction.candidates) - len(kept)
+    inside = _inside_grid(prediction.candidates, prediction.geometry)
+    n_left_out = len(prediction.candidates) - len(inside)
     if n_left_out:
         place = "outside the grid of the reference or later visit"
         left_out = count(n_left_out, f"candidate {place} is", f"candidates {place} are")
         logger.warning("Case %s: %s left out.", prediction.case, left_out)
     removed = _inside_grid(prediction.removed, prediction.geometry)
-    return replace(prediction, candidates=kept, removed=removed, n_off_grid=n_left_out)
+    return replace(prediction, candidates=inside, removed=removed, n_off_grid=n_left_out)
 
 
 def _resample_instances(

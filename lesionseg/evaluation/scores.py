@@ -266,7 +266,7 @@ class Scores:
     def is_judged_by_boxes(self) -> bool:
         """True if the scores of boxes matter more than the overlap of masks.
 
-        This is so if all images have two axes, or if there are lesions but no Dice.
+        Boxes matter more if all images have two axes, or if there are lesions but no Dice.
         """
         has_no_dice = self.count("n_lesions") > 0 and self["dice"].value is None
         return self.image_axes == (2,) or has_no_dice
@@ -354,8 +354,8 @@ def _row_from_json(row: Mapping[str, Any]) -> dict[str, Any]:
 def size_column(unit: str) -> str:
     """Return the column of lesions.csv with the diameters in a unit.
 
-    It is `diameter_percent` for `PERCENT_OF_WIDTH`, otherwise `diameter_mm`. This is also the
-    column for pixels ("px"), because an unknown pixel size is set to 1 mm.
+    The column is `diameter_percent` for `PERCENT_OF_WIDTH`, otherwise `diameter_mm`. This is also
+    the column for pixels ("px"), because an unknown pixel size is set to 1 mm.
     """
     return "diameter_percent" if unit == PERCENT_OF_WIDTH else "diameter_mm"
 

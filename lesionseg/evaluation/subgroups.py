@@ -107,12 +107,12 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
     Raises:
         ConfigError: If the column is missing or has too many different words.
     """
-    known = sorted({column for case in cases for column in columns.get(case, {})})
+    all_columns = sorted({column for case in cases for column in columns.get(case, {})})
     if not cases:
         return {}
-    if name not in known:
+    if name not in all_columns:
         raise ConfigError(
-            f"subgroups: no table has a column {name!r}. The columns are: {known or 'none'}."
+            f"subgroups: no table has a column {name!r}. The columns are: {all_columns or 'none'}."
         )
     values = _read_cells(cases, columns, name)
     words = sorted(set(values), key=lambda word: (word == NOT_STATED, numbers_first(word)))
@@ -165,13 +165,13 @@ def _find_dividing_columns(
     names = []
     for name in dict.fromkeys(name for case in cases for name in columns.get(case, {})):
         cells = _read_cells(cases, columns, name)
-        known = set(cells) - {NOT_STATED}
-        has_few_words = len(known) <= MAX_VALUES and len(known) < len(cases)
+        words = set(cells) - {NOT_STATED}
+        has_few_words = len(words) <= MAX_VALUES and len(words) < len(cases)
         # there are more pairs than words if a word belongs to several patients
         pairs = {pair for pair in zip(cells, groups, strict=True) if pair[0] != NOT_STATED}
-        has_common_word = len(pairs) > len(known)
-        divides = (has_few_words and has_common_word) or _is_numeric(known)
-        if divides and len(known) > 1:
+        has_common_word = len(pairs) > len(words)
+        divides = (has_few_words and has_common_word) or _is_numeric(words)
+        if divides and len(words) > 1:
             names.append(name)
     return names
 

@@ -291,7 +291,8 @@ class Summary:
         """
         cases = self.tables.cases
         shares = cases[["dice", "surface_dice"]]
-        if self.tables.lacks_masks:  # replace the 0 of cases without a prediction by NaN
+        if self.tables.lacks_masks:
+            # the only numbers are the 0 of cases without a prediction; `mask` makes them NaN
             shares = shares.mask(shares.notna())
         yield from self.mean("dice", shares["dice"])
         yield from self.mean("surface_dice", shares["surface_dice"])
@@ -318,6 +319,7 @@ class Summary:
         counted = self.tables.add_up("cases", values.notna())
         total = self.tables.add_up("cases", values.fillna(0.0))
         if is_share:
+            # no lower bound: values between 0 and 1 vary less than hits and misses
             mean = proportion(total, counted, NO_MASKED_CASE, name=name, min_deff=0.0)
         else:
             (mean,) = self.resample(
@@ -343,7 +345,8 @@ class Summary:
     def of_curve(self, names: Sequence[str], statistic: Statistic) -> list[Estimate]:
         """Compute numbers of a curve, such as the FROC, with intervals of the bootstrap.
 
-        They are undefined without scores or lesions. `statistic` returns one number per name.
+        The numbers are undefined without scores or lesions. `statistic` returns one number per
+        name.
         """
         if not self.tables.has_scores:
             return _undefined(names, UNSCORED)
@@ -376,8 +379,9 @@ class Summary:
     def case_auroc(self) -> Estimate:
         """Compute the AUROC of detecting cases with lesions by their highest score.
 
-        It is the probability that a case with a lesion has a higher score than a lesion-free case.
-        It is undefined without scores, without cases with lesions and without lesion-free cases.
+        The AUROC is the probability that a case with a lesion has a higher score than a lesion-free
+        case. It is undefined without scores, without cases with lesions and without lesion-free
+        cases.
         """
         names = ["case_auroc"]
         tables = self.tables
@@ -393,7 +397,7 @@ class Summary:
     def box_scores(self) -> list[Estimate]:
         """Compute the scores of bounding boxes, which challenges of box detection use.
 
-        They are undefined without scores or lesions.
+        The scores are undefined without scores or lesions.
 
         Returns:
             `box_average_precision` at each IoU of `IOUS` as a curve, the mean over each range of
@@ -421,8 +425,9 @@ class Summary:
     def panoptic_quality(self) -> Estimate:
         """Compute panoptic quality (Kirillov et al. 2019), which combines detection and overlap.
 
-        It is Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed lesions). It is
-        undefined without lesions or masks, or if a lesion or candidate of a pair has no voxels.
+        The panoptic quality is Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed
+        lesions). It is undefined without lesions or masks, or if a lesion or candidate of a pair
+        has no voxels.
         """
         names = ["panoptic_quality"]
         tables = self.tables
@@ -592,8 +597,8 @@ def _find_operating_point(
 ) -> PointInUse:
     """Find the operating point that decided which candidates were accepted, for scores.json.
 
-    It is the operating point that the evaluation applied, or the one that the predictions state.
-    The result has no name and no score in these cases:
+    The result is the operating point that the evaluation applied, or the one that the predictions
+    state. The result has no name and no score in these cases:
 
     - There is no operating point, or the predictions state different ones, with a warning.
     - The operating point of the predictions does not explain which candidates are accepted, because
@@ -633,6 +638,6 @@ def _find_operating_point(
         return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
     # `chosen_on` is a role, or several joined by a plus sign, such as "validation+test"
     is_chosen_here = not roles.isdisjoint((point.chosen_on or "").split("+"))
-    known = {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
+    content = {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
     # `PointInUse` has only some fields of `OperatingPoint`, and pydantic ignores the other ones
-    return TypeAdapter(PointInUse).validate_python(known)
+    return TypeAdapter(PointInUse).validate_python(content)

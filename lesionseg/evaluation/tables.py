@@ -467,7 +467,7 @@ class Tables:
     def observed(self) -> Numbers:
         """The thresholds to choose from: all distinct scores that change a count, ascending.
 
-        These are the scores at which a lesion is found or a false positive is accepted.
+        A count changes at the scores at which a lesion is found or a false positive is accepted.
         """
         found = self.detected_at[self.detected_at > NEVER_FOUND]
         return np.unique(np.concatenate([found, self.false_score]))
@@ -628,7 +628,7 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
                 "Run evaluate again, which writes all tables together."
             )
         if column.kind == "flag" and values.notna().all():
-            table[name] = values.astype(bool)  # an empty column has another type
+            table[name] = values.astype(bool)  # pandas reads a column without rows as objects
     return table
 
 

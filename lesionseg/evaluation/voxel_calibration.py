@@ -86,7 +86,7 @@ class LevelCounts:
     def dice(self, level: float) -> float:
         """Compute the Dice of the case if voxels with at least this logit are predicted as lesion.
 
-        It is NaN without a lesion.
+        The Dice is NaN without a lesion.
         """
         above = level <= _LEVELS
         n_lesion = self.lesion.sum()
@@ -99,11 +99,11 @@ def select_voxel_calibration(
 ) -> tuple[Calibration | None, str]:
     """Fit the calibration of voxel probabilities, and decide by cross-validation if it is used.
 
-    It is used if it increases the mean Dice by at least `MIN_GAIN`. For the Dice, voxels are
-    predicted as lesion if their probability is at least `extent`. The groups (patients) with
-    lesions are divided into five folds. The gain of a fold is measured with the calibration that
-    was fitted on all other cases. A single group with lesions is measured with the calibration that
-    was fitted on all cases. Folds whose calibration has no positive slope are left out.
+    The calibration is used if it increases the mean Dice by at least `MIN_GAIN`. For the Dice,
+    voxels are predicted as lesion if their probability is at least `extent`. The groups (patients)
+    with lesions are divided into five folds. The gain of a fold is measured with the calibration
+    that was fitted on all other cases. A single group with lesions is measured with the calibration
+    that was fitted on all cases. Folds whose calibration has no positive slope are left out.
 
     Args:
         counts: The histograms of each case.
@@ -117,21 +117,21 @@ def select_voxel_calibration(
     """
     threshold = float(logit(extent))
     groups = sorted({case.group for case in counts if case.lesion.any()})
-    fold = {group: i % _N_FOLDS for i, group in enumerate(groups)}
+    fold_of_group = {group: i % _N_FOLDS for i, group in enumerate(groups)}
     gains = []  # change of Dice of each case
-    for number in sorted(set(fold.values())):
+    for fold in sorted(set(fold_of_group.values())):
         # groups without lesions belong to no fold, and are used in every fit
-        other_cases = [case for case in counts if fold.get(case.group) != number]
+        other_cases = [case for case in counts if fold_of_group.get(case.group) != fold]
         fit = _fit_voxels(other_cases if len(groups) > 1 else counts)
         if fit.slope <= 0:  # for example if all voxels are below the lowest level
             continue
-        held_out = (case for case in counts if fold.get(case.group) == number)
+        held_out = (case for case in counts if fold_of_group.get(case.group) == fold)
         # the logit whose calibrated value is the threshold
         corrected = (threshold - fit.intercept) / fit.slope
         gains += [case.dice(corrected) - case.dice(threshold) for case in held_out]
     if not gains:
         return None, "not used: its effect on the Dice of cases with a lesion cannot be measured."
-    gain = float(np.nanmean(gains))
+    gain = float(np.nanmean(gains))  # cases without a lesion have no Dice (NaN)
     if gain < MIN_GAIN:
         return None, f"not used: it changes Dice by {gain:+.3f}, less than {MIN_GAIN:+g}."
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
@@ -165,14 +165,14 @@ def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
     identity. The numbers of voxels are added up, and `fitted_on` is that of the first calibration.
     Return None if no network has a calibration.
     """
-    known = [f for f in fits if f]
-    every = [f or Calibration() for f in fits]  # by default, intercept 0 and slope 1
-    if not known:
+    fitted = [f for f in fits if f]
+    all_fits = [f or Calibration() for f in fits]  # by default, intercept 0 and slope 1
+    if not fitted:
         return None
     return replace(
-        known[0],
-        intercept=float(np.mean([fit.intercept for fit in every])),
-        slope=float(np.mean([fit.slope for fit in every])),
-        n_true=sum(fit.n_true for fit in every),
-        n_false=sum(fit.n_false for fit in every),
+        fitted[0],
+        intercept=float(np.mean([fit.intercept for fit in all_fits])),
+        slope=float(np.mean([fit.slope for fit in all_fits])),
+        n_true=sum(fit.n_true for fit in all_fits),
+        n_false=sum(fit.n_false for fit in all_fits),
     )

@@ -144,7 +144,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
 def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[int, ...]) -> Flags:
     """Find the blocks that contain tissue in at least one channel, without components of noise.
 
-    These are steps 1 and 2 in the docstring of this module.
+    The function does steps 1 and 2 in the docstring of this module.
 
     Args:
         array: The image `[C, *spatial]`, not normalised.

@@ -288,7 +288,8 @@ def joint_digest(folders: Sequence[str]) -> str:
 def bundle_digest(bundle: str | PathLike[str]) -> str:
     """Return 16 hexadecimal digits that identify a model, so that old predictions are recognised.
 
-    They change if weights, plan or selection change. Raise `BundleError` if there is no model.
+    The digits change if weights, plan or selection change. Raise `BundleError` if there is no
+    model.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):

@@ -509,24 +509,28 @@ def _divide_shared_voxels(
         shape: Shape of the volume.
     """
     # the regions that can become candidates, by their row in `regions`
-    candidates = {row: one for row, one in enumerate(regions) if len(one.voxels) >= rule.min_voxels}
-    if len({one.label for one in candidates.values()}) < 2:  # one label has no shared voxels
+    candidates = {
+        row: region for row, region in enumerate(regions) if len(region.voxels) >= rule.min_voxels
+    }
+    if len({region.label for region in candidates.values()}) < 2:  # one label has no shared voxels
         return regions
-    voxels = np.concatenate([one.voxels for one in candidates.values()])
-    probabilities = np.concatenate([one.probabilities for one in candidates.values()])
-    row_of_voxel = np.repeat(list(candidates), [len(one.voxels) for one in candidates.values()])
+    voxels = np.concatenate([region.voxels for region in candidates.values()])
+    probabilities = np.concatenate([region.probabilities for region in candidates.values()])
+    row_of_voxel = np.repeat(
+        list(candidates), [len(region.voxels) for region in candidates.values()]
+    )
     # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
     # of equal ones that of the first region
     order = np.lexsort((-row_of_voxel, probabilities))
     owner_row = np.full(prod(shape), -1, np.int32)  # row of the region of each voxel in the volume
     owner_row[voxels[order]] = row_of_voxel[order]
     divided: list[PeakRegion] = []
-    for row, one in enumerate(regions):
-        stays = owner_row[one.voxels] == row
+    for row, region in enumerate(regions):
+        stays = owner_row[region.voxels] == row
         if row not in candidates or stays.all():
-            divided.append(one)
+            divided.append(region)
             continue
-        remaining = PeakRegion(one.voxels[stays], one.probabilities[stays], one.label)
+        remaining = PeakRegion(region.voxels[stays], region.probabilities[stays], region.label)
         divided += _connected_parts(remaining, shape)
     return divided
 

@@ -198,12 +198,12 @@ def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Pr
     `find_candidates` already limits candidates from voxels by their peaks. This function limits all
     candidates, also boxes, by their scores.
     """
-    kept = list(prediction.candidates[:limit])
-    kept += [c for c in prediction.candidates[limit:] if c.score >= keep_from]
-    n_left_out = len(prediction.candidates) - len(kept)
+    remaining = list(prediction.candidates[:limit])
+    remaining += [c for c in prediction.candidates[limit:] if c.score >= keep_from]
+    n_left_out = len(prediction.candidates) - len(remaining)
     if n_left_out == 0:
         return prediction
-    return replace(prediction.keep(kept), n_left_out=prediction.n_left_out + n_left_out)
+    return replace(prediction.keep(remaining), n_left_out=prediction.n_left_out + n_left_out)
 
 
 def find_by_rule(
@@ -281,6 +281,7 @@ def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProb
     index = np.unique(np.concatenate([channel.index for channel in channels]))
     probabilities = np.zeros(len(index), np.float32)
     for channel in channels:
+        # exact positions, because `index` contains each index of the channel
         position = np.searchsorted(index, channel.index)
         probabilities[position] = np.maximum(probabilities[position], channel.probabilities)
     return SparseProbabilities(channels[0].shape, index, probabilities)

@@ -79,8 +79,8 @@ class PolarityFeatures:
     def values(self, mean_picture: Numbers) -> Numbers:
         """Return the three numbers `[3]` from which the similarity to training scans is computed.
 
-        They are `skew`, `border` and the correlation of `picture` with the mean picture of the
-        training scans. The correlation is 0 if the two pictures have different lengths.
+        The numbers are `skew`, `border` and the correlation of `picture` with the mean picture of
+        the training scans. The correlation is 0 if the two pictures have different lengths.
         """
         has_same_length = mean_picture.shape == self.picture.shape
         # both pictures have mean 0 and length 1, so their scalar product is the correlation
@@ -299,9 +299,9 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
 def _lowest_accepted(similarities: Sequence[float]) -> float:
     """Return the similarity below which a new scan counts as a negative.
 
-    It is the mean minus `N_STD` standard deviations of the training scans' similarities, but at
-    most 0, because negatives have a similarity below 0. With fewer than two similarities, the
-    returned number accepts every scan.
+    This similarity is the mean minus `N_STD` standard deviations of the training scans'
+    similarities, but at most 0, because negatives have a similarity below 0. With fewer than two
+    similarities, the returned number accepts every scan.
     """
     if len(similarities) < 2:
         return _ACCEPTS_ALL

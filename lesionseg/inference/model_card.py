@@ -153,7 +153,7 @@ def model_card(
         plan=plan,
         selection=selection,
         reasons={**plan.reasons, **selection.reasons},
-        performance=[
+        performance=[  # role, caution and rows
             (
                 of_role.evaluated_on,
                 _CAUTIONS.get(of_role.evaluated_on, "development data: optimistic"),

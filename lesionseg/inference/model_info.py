@@ -95,7 +95,7 @@ class ModelInfo:
     def memory_shape(self) -> tuple[int, ...]:
         """The shape of a typical scan on the plan's grid, for the estimate of memory.
 
-        It is 2048 × 2048 pixels, or 256 × 256 × 256 voxels.
+        The shape is 2048 × 2048 pixels, or 256 × 256 × 256 voxels.
         """
         return (_SIDES[self.plan.dims],) * self.plan.dims
 
@@ -109,7 +109,7 @@ class ModelInfo:
     def training(self) -> str:
         """The details of the training data that the model card states, as one line of text.
 
-        It is "" if the card states none.
+        The text is "" if the card states none.
         """
         card_fields = self.card_fields
         return ", ".join(

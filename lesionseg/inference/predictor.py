@@ -204,7 +204,7 @@ class Predictor:
     def assumed_pixel_mm(self) -> float:
         """The pixel size in mm that is assumed for images whose file states none.
 
-        It is the `pixel_mm` of the constructor, or otherwise the plan's.
+        The size is the `pixel_mm` of the constructor, or otherwise the plan's.
         """
         return self.pixel_mm or self.plan.assumed_pixel_mm
 

@@ -25,11 +25,11 @@ def label_probabilities(
     logits = logits.float()
     if plan.activation == "softmax":  # log-odds of each label against all other channels
         n_channels = logits.shape[1]
-        rest = [
+        others = [
             logits[:, [c for c in range(n_channels) if c != label]].logsumexp(1)
             for label in range(1, n_channels)
         ]
-        logits = logits[:, 1:] - torch.stack(rest, dim=1)
+        logits = logits[:, 1:] - torch.stack(others, dim=1)
     elif plan.link is not None:
         logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
     return compress_log_odds(logits).sigmoid()

@@ -150,8 +150,8 @@ def predict_volumes(
 def memory_budget(settings: InferenceConfig) -> int:
     """Return the memory in bytes that all cases which are processed at the same time may use.
 
-    It is the setting `inference.max_memory_gb` in 10⁹ bytes. If the setting is None, it is 60 % of
-    the free memory.
+    The memory is the setting `inference.max_memory_gb` in 10⁹ bytes. If the setting is None, it is
+    60 % of the free memory.
     """
     gigabytes = settings.max_memory_gb
     return default_budget() if gigabytes is None else int(gigabytes * 1e9)

@@ -114,9 +114,9 @@ class Stitcher:
 def _shift_rows(sums: Tensor, n: int) -> None:
     """Shift the rows of `sums` `[K, rows, …]` by `n` towards the first row, in place.
 
-    This drops the first `n` rows, which are finished. The last `n` rows become 0. `n` is from 1 to
-    the number of rows. At most `n` rows are copied at a time, because source and destination of a
-    copy must not overlap.
+    The shift drops the first `n` rows, which are finished. The last `n` rows become 0. `n` is from
+    1 to the number of rows. At most `n` rows are copied at a time, because source and destination
+    of a copy must not overlap.
     """
     n_rows = sums.shape[1]
     for first in range(0, n_rows - n, n):
@@ -221,9 +221,10 @@ class LogitStore(Store):
 def gaussian_weight(tile_shape: Sequence[int]) -> Tensor:
     """Return the weights `[*tile_shape]` float32 with which overlapping tiles are averaged.
 
-    They are a Gaussian with the maximum 1 at the centre of the tile, because predictions near an
-    edge lack context. Its standard deviation along each axis is an eighth of the tile. Weights are
-    at least 0.001, which limits rounding errors of voxels that only corners of tiles contain.
+    The weights are a Gaussian with the maximum 1 at the centre of the tile, because predictions
+    near an edge lack context. The standard deviation along each axis is an eighth of the tile.
+    Weights are at least 0.001, which limits rounding errors of voxels that only corners of tiles
+    contain.
 
     >>> gaussian_weight((8,)).mul(100).round().int().tolist()
     [0, 5, 37, 100, 100, 37, 5, 0]
@@ -239,9 +240,9 @@ def gaussian_weight(tile_shape: Sequence[int]) -> Tensor:
 def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
     """Return the weights `[*tile_shape]` float32 with which nnU-Net averages overlapping tiles.
 
-    They are a Gaussian with the maximum 10 in the middle of the tile and a standard deviation of an
-    eighth of the tile along each axis. As in nnU-Net, weights are rounded to float16, and weights
-    that become 0 are replaced by the smallest positive weight.
+    The weights are a Gaussian with the maximum 10 in the middle of the tile and a standard
+    deviation of an eighth of the tile along each axis. As in nnU-Net, weights are rounded to
+    float16, and weights that become 0 are replaced by the smallest positive weight.
 
     >>> nnunet_weight((1, 5)).mul(100).round().int().tolist()
     [[6, 278, 1000, 278, 6]]

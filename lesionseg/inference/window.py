@@ -224,7 +224,7 @@ class SlidingWindow:
     def tile_weight(self) -> Tensor:
         """Return the weights `[*tile]` with which overlapping tiles are averaged.
 
-        They are a Gaussian over the tile, for an nnU-Net model nnU-Net's (`nnunet_weight`).
+        The weights are a Gaussian over the tile, for an nnU-Net model nnU-Net's (`nnunet_weight`).
         """
         weight_of = gaussian_weight if self.plan.nnunet is None else nnunet_weight
         return weight_of(self.tile_shape)
@@ -232,7 +232,7 @@ class SlidingWindow:
     def new_store(self, shape: tuple[int, ...], folder: Path | None = None) -> Store:
         """Return an empty store for the outputs `[K, *shape]` of the networks.
 
-        Its content is probabilities, or logits for an nnU-Net model.
+        The store will contain probabilities, or logits for an nnU-Net model.
 
         Args:
             shape: Spatial shape of the image.
@@ -353,8 +353,8 @@ class SlidingWindow:
     def _memory_device(self, n_channels: int, grid: TileGrid) -> torch.device:
         """Return the device whose memory contains the image and the sums of overlapping tiles.
 
-        It is the device of the networks. If the image and the sums need more than half of the free
-        memory of a GPU, it is the CPU.
+        Usually, this is the device of the networks. If the image and the sums need more than half
+        of the free memory of a GPU, it is the CPU.
 
         Args:
             n_channels: Number of channels of the image.

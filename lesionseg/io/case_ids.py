@@ -78,8 +78,8 @@ def split_channel(name: str) -> tuple[str, int | None]:
 def comparison_key(case: str) -> str:
     """Return a text that is equal for case ids that are the same file name on some file system.
 
-    It is used to find clashes: upper and lower case are equal on Windows and macOS, and so are the
-    two encodings of an accented letter.
+    The text is used to find clashes: upper and lower case are equal on Windows and macOS, and so
+    are the two encodings of an accented letter.
 
     >>> comparison_key("P1") == comparison_key("p1")
     True

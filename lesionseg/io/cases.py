@@ -204,10 +204,12 @@ def _read_stored_reference(
         annotated = {value: name in files.annotated for value, name in labels.mask_names.items()}
         reference = replace(reference, annotated=annotated)
         if reference.labels is not None:
-            unknown = np.isin(reference.labels, reference.unannotated)
-            reference = replace(reference, labels=np.where(unknown, 0, reference.labels))
+            is_unannotated = np.isin(reference.labels, reference.unannotated)
+            reference = replace(reference, labels=np.where(is_unannotated, 0, reference.labels))
             if reference.instances is not None:
-                reference = replace(reference, instances=np.where(unknown, 0, reference.instances))
+                reference = replace(
+                    reference, instances=np.where(is_unannotated, 0, reference.instances)
+                )
     return reference
 
 

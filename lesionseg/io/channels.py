@@ -16,8 +16,8 @@ COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
     """Return True if the colours of a case's only picture are the channels of the dataset.
 
-    This is so if the dataset has three channels (`n_channels`), and the case has one picture and no
-    missing channels. The picture is not read, so it may turn out to be grey.
+    The colours are the channels if the dataset has three channels (`n_channels`), and the case has
+    one picture and no missing channels. The picture is not read, so it may turn out to be grey.
     """
     return not files.missing and _may_be_colour(files.images, n_channels)
 

@@ -84,7 +84,7 @@ def limit_voxels(maximum: int, advice: str) -> None:
 def largest_content(n_compressed: int, ratio: int = _MAX_COMPRESSION) -> int:
     """Return the largest possible size in bytes of a content that deflate has compressed.
 
-    It is used to reject a header that claims more. 1 MiB is always allowed.
+    The size is used to reject a header that claims more. 1 MiB is always allowed.
 
     Args:
         n_compressed: The size of the compressed content in bytes.

@@ -144,6 +144,7 @@ def _fetch_from_hub(url: str) -> Path:
         raise ConfigError(
             f"{url}: this is not hf://user/model[@revision]. {error}".rstrip()
         ) from error
+    # `allow_patterns` are globs, so special characters of the path are escaped
     inner = glob.escape(address.path_in_repo)
     wanted_files = [*_SMALL_FILES, *(f"{inner}{name}" for name in _WEIGHTS)]
     if PurePosixPath(inner).suffix in (".zip", *_CHECKPOINTS):

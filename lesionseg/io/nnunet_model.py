@@ -86,7 +86,8 @@ class NnunetModelFiles(ModelFiles):
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify the model in results.
 
-        They change if `plans.json`, `dataset.json` or the checkpoint of a fold in `folds` changes.
+        The digits change if `plans.json`, `dataset.json` or the checkpoint of a fold in `folds`
+        changes.
         """
         names = (PLANS, DATASET_JSON, *map(self.checkpoint, self.folds))
         return digest_of(*(digest_of(self.read_bytes(name)) for name in names))[:16]
@@ -184,9 +185,9 @@ def _choose_folds(root: Path, names: Sequence[str], wanted: str | None) -> tuple
         BundleError: If no fold has a checkpoint, or the wanted fold has none.
     """
     # fold_10 comes after fold_9
-    known = sorted(set(filter(_FOLD.fullmatch, names)), key=lambda n: (len(n), n))
-    numbered = [name for name in known if name != "fold_all"]
-    chosen = (numbered or known) if wanted is None else [n for n in known if n == wanted]
+    existing = sorted(set(filter(_FOLD.fullmatch, names)), key=lambda n: (len(n), n))
+    numbered = [name for name in existing if name != "fold_all"]
+    chosen = (numbered or existing) if wanted is None else [n for n in existing if n == wanted]
     if not chosen:
         lack = f"no fold has a {CHECKPOINT}" if wanted is None else f"{wanted} has no {CHECKPOINT}"
         raise BundleError(

@@ -86,10 +86,10 @@ class References:
         found = cls.find(folder, **rules)
         if found.dataset is None or found.dataset.root == folder:
             return found
-        known = {files.case for files in found.cases}
+        found_ids = {files.case for files in found.cases}
         complete = _list_labelled(found.dataset.root, rules)
-        others = [files for files in complete.cases if files.case not in known]
-        findings = [finding for finding in complete.findings if finding.case not in known]
+        others = [files for files in complete.cases if files.case not in found_ids]
+        findings = [finding for finding in complete.findings if finding.case not in found_ids]
         return replace(complete, cases=found.cases + others, findings=found.findings + findings)
 
     def with_labels_of(
@@ -153,6 +153,7 @@ def _list_labelled(root: Path, rules: ReadingRules) -> References:
     logged. For `rules`, see `ReadingRules`. Cases may lack channels, because only the references
     are needed.
     """
+    # missing channels are no error, because only references are read
     dataset = replace(list_dataset(root, **rules), may_lack=True)
     for finding in dataset.findings:
         if finding.kind == IGNORED_BOXES:

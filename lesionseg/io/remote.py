@@ -92,14 +92,14 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         changes = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
         listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
         # other local files may be those of a process that has not uploaded them yet
-        known = _list_known(states_before, changes)
-        for name in known - listed.keys():
+        known_files = _list_known(states_before, changes)
+        for name in known_files - listed.keys():
             (copy / name).unlink(missing_ok=True)
         # compare the states of the files: `current` need no download
         current: dict[str, str] = {}
         wanted: dict[str, _StoredFile] = {}
         for name, stored in listed.items():
-            is_unchanged = name in known and states_before.get(name) == stored.state
+            is_unchanged = name in known_files and states_before.get(name) == stored.state
             if is_unchanged and stored.state and (copy / name).is_file():
                 current[name] = stored.state
             elif name.endswith(endings):

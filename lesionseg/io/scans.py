@@ -843,8 +843,12 @@ def _read_table(table: Path, channels: int) -> list[Scan]:
         scans.append(scan)
     # a row with an error has no files; its case id is shown as the path
     return scans + [
-        Scan(CaseFiles(one.case, images=(), group=one.case), path=one.case, findings=(one,))
-        for one in findings
+        Scan(
+            CaseFiles(finding.case, images=(), group=finding.case),
+            path=finding.case,
+            findings=(finding,),
+        )
+        for finding in findings
     ]
 
 

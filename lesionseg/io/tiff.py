@@ -164,8 +164,9 @@ def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
 def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
     """Count the slices of a TIFF file: 1 for a picture, more for a volume.
 
-    This is the number of pages, with one exception. ImageJ and tifffile write a large volume as a
-    single page, and its number of slices into the metadata of ImageJ or of tifffile.
+    The number of slices is the number of pages, with one exception. ImageJ and tifffile write a
+    large volume as a single page, and its number of slices into the metadata of ImageJ or of
+    tifffile.
 
     Args:
         tiff: The file, as tifffile opens it.

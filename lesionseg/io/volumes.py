@@ -31,8 +31,8 @@ PAIR_ADVICE = (
 def format_suffix(path: Path) -> str:
     """Return the suffix of a file in the spelling of its name, such as `.nii.gz` or `.PNG`.
 
-    This is the longest part that a known format has as its suffix, otherwise the part after the
-    last dot.
+    The suffix is the longest part that a known format has as its suffix, otherwise the part after
+    the last dot.
 
     >>> format_suffix(Path("scan.v2.nii.gz")), format_suffix(Path("scan.PNG"))
     ('.nii.gz', '.PNG')
@@ -69,8 +69,8 @@ def is_raster(path: Path) -> bool:
 def is_dicom_image(path: Path) -> bool:
     """Return True if a path is read as DICOM.
 
-    These paths are folders, `folder/series=…` for one series of a folder, files with a suffix of
-    DICOM, and files of an unknown suffix whose content begins like DICOM.
+    The paths that are read as DICOM are folders, `folder/series=…` for one series of a folder,
+    files with a suffix of DICOM, and files of an unknown suffix whose content begins like DICOM.
     """
     if path.is_dir() or split_series(path) is not None:
         return True

@@ -60,8 +60,8 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
 def _allowed_seconds(path: Path) -> float:
     """Return the allowed processor time in seconds for reading a file.
 
-    This is the limit of `limits()`, plus a time in proportion to the size of the file. A path that
-    does not exist gets the time of an empty file.
+    The time is the limit of `limits()`, plus a time in proportion to the size of the file. A path
+    that does not exist gets the time of an empty file.
     """
     seconds = limits().read_seconds
     with suppress(OSError):

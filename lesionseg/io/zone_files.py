@@ -93,10 +93,10 @@ class ZoneFolder:
         if not self.names:
             unknown = [name for name in names if not name.isdecimal()]
         if unknown:
-            known = ", ".join(self.names.values()) or "none, so give values of the masks"
+            zone_names = ", ".join(self.names.values()) or "none, so give values of the masks"
             raise ConfigError(
                 f"inference.keep_zones: there is no zone {join_names(unknown)}. Names in the table "
-                f"of zones: {known}."
+                f"of zones: {zone_names}."
             )
 
 

@@ -271,12 +271,14 @@ def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> n
     settings = cfg.to_plain()
     softmax = activation == "softmax"
     make = import_target(settings.pop(TARGET), "loss")
-    known = parameters_of(make)  # None if they cannot be read
-    parameters = known or {}
+    declared = parameters_of(make)  # None if they cannot be read
+    parameters = declared or {}
     if settings.get("to_onehot_y"):
         raise ConfigError("loss.to_onehot_y must be false: the targets are already one-hot.")
-    takes_any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())  # **kwargs
-    if known is not None and not takes_any_name:
+    takes_any_name = any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )  # **kwargs
+    if declared is not None and not takes_any_name:
         for name in settings.keys() - parameters.keys():
             raise ConfigError(
                 f"loss does not take the setting {name!r}.{suggest(name, parameters)}"

@@ -116,8 +116,8 @@ def _compute_elements(
 ) -> Tensor:
     """Return the loss of each element by differentiable operations of torch.
 
-    It is used if losses of single elements or fp64 are asked for, or torch.compile traces;
-    otherwise `_sum_elements` is faster. An element that is left out counts as a logit of 0.
+    The function is used if losses of single elements or fp64 are asked for, or torch.compile
+    traces; otherwise `_sum_elements` is faster. An element that is left out counts as a logit of 0.
 
     Args:
         logits: `[B, K, *spatial]`.
@@ -526,8 +526,8 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
     # as v tends to 1. The limit is used below 1−v = e⁻¹⁵, from which on the difference is
     # about the precision of fp32. There the clamp keeps the unused quotient finite.
     v = log_v.exp()
-    rest = log_rest.exp().clamp_min(1e-30)
-    quotient = torch.where(log_rest > -15, v * -log_v / rest, 1.0)
+    one_minus_v = log_rest.exp().clamp_min(1e-30)
+    quotient = torch.where(log_rest > -15, v * -log_v / one_minus_v, 1.0)
     return log_v - gamma * log_rest - torch.log1p(gamma * quotient)
 
 

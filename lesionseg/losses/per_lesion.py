@@ -354,9 +354,9 @@ def _compute_closeness(
 ) -> NDArray[np.float32]:
     """Return 1 − d² of each voxel; d is its distance from the lesion in units of the reach.
 
-    It is the maximum over lesion voxels of 1 − Σ (difference / reach)², which can be computed one
-    axis after the other (Felzenszwalb and Huttenlocher 2012). A result of 0 or less means that the
-    voxel is out of reach; its exact value is then not computed.
+    The closeness is the maximum over lesion voxels of 1 − Σ (difference / reach)², which can be
+    computed one axis after the other (Felzenszwalb and Huttenlocher 2012). A result of 0 or less
+    means that the voxel is out of reach; its exact value is then not computed.
 
     Args:
         is_lesion: The lesion within its bounding box.

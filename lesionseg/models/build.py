@@ -62,12 +62,12 @@ def build_network(
         ConfigError: If neither `ARCHITECTURES` nor `architectures` contains the name.
         BundleError: If the plan names a class to import, and `architectures` does not allow it.
     """
-    known = {**ARCHITECTURES, **(architectures or {})}
+    makers = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
-    if name not in known:
+    if name not in makers:
         raise ConfigError(
             f"plan.architecture.name: the network {name!r} is unknown. Known are "
-            f"{', '.join(sorted(known))}.{suggest(name, known)} To read a bundle with your own "
+            f"{', '.join(sorted(makers))}.{suggest(name, makers)} To read a bundle with your own "
             "network, use Predictor(bundle, architectures={name: factory}) in Python."
         )
     target = plan.architecture.network.get(TARGET)  # a class outside of lesionseg, or None
@@ -79,7 +79,7 @@ def build_network(
     # restore the CPU's random state afterwards; no GPU draws random numbers here
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return known[name](plan)
+        return makers[name](plan)
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
@@ -139,9 +139,9 @@ def allowed_architectures(
 ) -> Mapping[str, NetworkFactory]:
     """Return the factories for networks that a bundle may use, for `build_network`.
 
-    They are the caller's `architectures` (None is none). If `trust` is True, the factories that
-    import a class which the bundle names (`TRUSTED`) are added. If both have the same name, the
-    caller's factory is used.
+    The factories are the caller's `architectures` (None is none). If `trust` is True, the factories
+    that import a class which the bundle names (`TRUSTED`) are added. If both have the same name,
+    the caller's factory is used.
     """
     return {**(TRUSTED if trust else {}), **(architectures or {})}
 
@@ -163,7 +163,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def autocast_dtype(device: torch.device) -> torch.dtype:
     """Return the number type for torch's autocast in which a device computes convolutions fastest.
 
-    It is `fast_dtype`, but fp16 on GPUs without hardware for bf16.
+    The type is `fast_dtype`, but fp16 on GPUs without hardware for bf16.
     """
     fast = fast_dtype(device)
     return torch.float16 if device.type == "cuda" and fast == torch.float32 else fast
@@ -172,9 +172,9 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
     """Return the memory format of weights in which a device computes convolutions fastest.
 
-    It is channels-last on a CPU, otherwise contiguous. A step of the 3-D U-Net (features 16 to 128,
-    batch 2 × 64³) on one core with amx_bf16 takes 0.91 s channels-last and 1.18 s contiguous in
-    bf16, and 2.2 s and 3.1 s in fp32.
+    The format is channels-last on a CPU, otherwise contiguous. A step of the 3-D U-Net (features 16
+    to 128, batch 2 × 64³) on one core with amx_bf16 takes 0.91 s channels-last and 1.18 s
+    contiguous in bf16, and 2.2 s and 3.1 s in fp32.
     """
     if device.type == "cpu":
         return CHANNELS_LAST[dims]
@@ -184,11 +184,11 @@ def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
 def training_memory_format(plan: Plan, device: torch.device) -> torch.memory_format:
     """Return the memory format in which a training step of a plan's network is fastest.
 
-    It is `fast_memory_format`, with one exception: on a CPU without fast bf16, a 2-D network whose
-    first stage has at least `WIDE` features is faster contiguous. There, the weight gradients of
-    wide convolutions need two to four times as long channels-last. One core of an AMD EPYC with
-    AVX2 needs 2.5 s for a step contiguous and 3.4 s channels-last (U-Net with 16 features, batch
-    4 × 320²). With 8 features, channels-last is faster by a tenth.
+    The format is `fast_memory_format`, with one exception: on a CPU without fast bf16, a 2-D
+    network whose first stage has at least `WIDE` features is faster contiguous. There, the weight
+    gradients of wide convolutions need two to four times as long channels-last. One core of an AMD
+    EPYC with AVX2 needs 2.5 s for a step contiguous and 3.4 s channels-last (U-Net with 16
+    features, batch 4 × 320²). With 8 features, channels-last is faster by a tenth.
     """
     features = plan.architecture.features
     is_wide = bool(features) and features[0] >= WIDE  # a network of the user's may have none
@@ -225,7 +225,7 @@ def _is_bf16_faster_here() -> bool:
 def is_bf16_faster(cpu_info: str) -> bool:
     """Return True if bf16 is faster than fp32 on a processor, given the text of `/proc/cpuinfo`.
 
-    It is faster on processors with AMX, and on processors of AMD with avx512_bf16.
+    bf16 is faster on processors with AMX, and on processors of AMD with avx512_bf16.
     """
     words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words  # contains both

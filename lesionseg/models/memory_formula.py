@@ -129,7 +129,7 @@ def _decoder_bytes(plan: Plan) -> list[float]:
 def _heads_bytes(plan: Plan) -> float:
     """Return the peak memory of the segmentation heads and their loss, in bytes per image voxel.
 
-    It is the larger one of two moments:
+    The peak is the larger one of two moments:
 
     - The loss of the finest level is computed: all heads have stored their inputs in fp32.
     - The backward pass reaches the finest head: its input and the gradient of its input are in

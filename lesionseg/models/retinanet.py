@@ -66,7 +66,7 @@ class RetinaNet(nn.Module):
 def detector(plan: Plan) -> RetinaNet:
     """Build the RetinaNet or Retina U-Net that the plan's architecture names, with initial weights.
 
-    Its encoder is ours, or the backbone that `plan.architecture.network` names. Raise `ConfigError`
+    The encoder is ours, or the backbone that `plan.architecture.network` names. Raise `ConfigError`
     if the plan has no anchors.
     """
     bias: tuple[float, ...] = ()

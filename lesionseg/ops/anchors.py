@@ -200,12 +200,14 @@ def _assign_missed_lesions(
         overlap: IoU of the candidates `[m, k]`.
         exists: False for rows of zeros, which are no lesions `[m]`.
     """
-    # the number of anchors of each lesion: + 1, because the background (−1) is counted first
+    # The number of anchors of each lesion: + 1, because the background (−1) is counted first.
+    # `clamp` would also count ignored anchors (−2) as background.
     n_anchors = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
     missed = (exists & (n_anchors == 0)).nonzero()[:, 0]
     for lesion in missed[torch.argsort(overlap.amax(1)[missed], descending=True, stable=True)]:
         anchors = candidates[lesion]
         lesion_of_anchor = assigned[anchors]
+        # `clamp` only avoids negative indices: background is free by the first condition
         is_free = (lesion_of_anchor < 0) | (n_anchors[lesion_of_anchor.clamp(min=0)] > 1)
         best = torch.where(is_free, overlap[lesion], -1).argmax()
         if is_free[best]:

@@ -124,9 +124,9 @@ def paired_iou(a: Float[Tensor, "*n two_d"], b: Float[Tensor, "*m two_d"]) -> Fl
 def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
     """Compute the generalised IoU of each box in `a` with the box in the same row of `b`.
 
-    It is the IoU minus the share of the smallest enclosing box that neither box covers, in [−1, 1]
-    (Rezatofighi et al. 2019, arXiv 1902.09630, algorithm 1). An enclosing box without volume counts
-    as covered.
+    The generalised IoU is the IoU minus the share of the smallest enclosing box that neither box
+    covers, in [−1, 1] (Rezatofighi et al. 2019, arXiv 1902.09630, algorithm 1). An enclosing box
+    without volume counts as covered.
 
     >>> a, b = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 2.0, 1.0, 3.0]])
     >>> paired_giou(a, b).tolist()

@@ -39,10 +39,10 @@ compile_loops = make_compiler()
 def root_of(parent: Integers, i: int) -> int:
     """Return the root of node `i` in a forest, and shorten the path to the root in place.
 
-    It is the find operation of a union-find structure, in which nodes with the same root belong to
-    the same component. `parent` `[n]` contains the parent of each node; the parent of a root is the
-    root itself. Nodes on the path get their grandparents as parents (path halving), so that later
-    calls are faster.
+    The function is the find operation of a union-find structure, in which nodes with the same root
+    belong to the same component. `parent` `[n]` contains the parent of each node; the parent of a
+    root is the root itself. Nodes on the path get their grandparents as parents (path halving), so
+    that later calls are faster.
     """
     while parent[i] != i:
         parent[i] = parent[parent[i]]

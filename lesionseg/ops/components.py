@@ -140,10 +140,12 @@ def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
     slices = []
     cropped = array
     for axis in range(array.ndim):
-        used = np.flatnonzero(cropped.any(axis=tuple(a for a in range(array.ndim) if a != axis)))
-        if len(used) == 0:
+        nonempty = np.flatnonzero(
+            cropped.any(axis=tuple(a for a in range(array.ndim) if a != axis))
+        )
+        if len(nonempty) == 0:
             return None
-        slices.append(slice(int(used[0]), int(used[-1]) + 1))
+        slices.append(slice(int(nonempty[0]), int(nonempty[-1]) + 1))
         # crop, so that later axes read fewer voxels
         cropped = cropped[(slice(None),) * axis + (slices[-1],)]
     return tuple(slices)
@@ -320,7 +322,7 @@ def _drop_ignored(
 ) -> Lesions:
     """Leave out the lesions that are ignored completely, but still have a box.
 
-    This is a lesion without voxels that had voxels before ignored voxels were removed, or whose box
+    Such a lesion has no voxels. It had voxels before ignored voxels were removed, or its box
     contains only ignored voxels.
 
     Args:

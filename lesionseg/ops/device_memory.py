@@ -16,8 +16,9 @@ _MESSAGES = (
 def free_bytes(device: torch.device) -> int:
     """Return the memory of a GPU in bytes that this process can still allocate.
 
-    This is the memory that CUDA reports as free, plus the unused part of the memory that torch's
-    allocator has reserved. During validation in a training, nearly all free memory is in that part.
+    The result is the memory that CUDA reports as free, plus the unused part of the memory that
+    torch's allocator has reserved. During validation in a training, nearly all free memory is in
+    that part.
     """
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached

@@ -632,6 +632,7 @@ def multiply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
     """
     if axis == array.ndim - 1:
         return array @ matrix.T
+    # `[before, n, after]`: matmul multiplies along the last but one axis
     before = list(array.shape[:axis])
     product = torch.matmul(matrix, array.reshape([*before, array.shape[axis], -1]))
     return product.reshape([*before, len(matrix), *array.shape[axis + 1 :]])

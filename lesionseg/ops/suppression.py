@@ -70,6 +70,7 @@ def _suppress(
     longest = np.maximum((ranked[:, dims:] - ranked[:, :dims]).max(axis=0), 1e-6)
     axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))  # `ptp`: max − min
     by_start = np.argsort(ranked[:, axis], kind="stable")
+    # the inverse permutation: the position of each rank in the order of starts
     position = np.empty(n, np.int64)
     position[by_start] = np.arange(n)
     starts, stops = (np.ascontiguousarray(b[by_start].T) for b in np.hsplit(ranked, [dims]))

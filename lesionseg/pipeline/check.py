@@ -277,8 +277,8 @@ def _notes_on_model(
         dims=dataset.dims,
         n_with_lesions=sum(bool(case.preview.diameters) for case in development),
         n_boxed=sum(case.is_boxed for case in development),
-        n_outlines=sum(one.n_outlines for one in statistics),
-        n_box_outlines=sum(one.n_box_outlines for one in statistics),
+        n_outlines=sum(of_case.n_outlines for of_case in statistics),
+        n_box_outlines=sum(of_case.n_box_outlines for of_case in statistics),
     )
     chosen = model_for(model, kinds)
     yield _make_finding(

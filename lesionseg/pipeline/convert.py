@@ -69,8 +69,8 @@ def write_own_bundle(
 def _require_no_training(folder: Path) -> None:
     """Raise `OutputError` if the new bundle would replace a bundle that lesionseg has trained.
 
-    This is the case if the parent of `folder` is a run directory, or if `folder` contains a bundle
-    that is not a converted nnU-Net model.
+    Such a bundle would be replaced if the parent of `folder` is a run directory, or if `folder`
+    contains a bundle that is not a converted nnU-Net model.
     """
     has_bundle = BundleFiles(folder).plan.is_file()
     if has_config(folder.parent) or (has_bundle and bundle_plan(folder).nnunet is None):

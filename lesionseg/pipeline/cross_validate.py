@@ -72,7 +72,8 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
         check_cases(fold.run, fold.inspection.splits, fold.inspection.digests)
-    # a new cross-validation uses the plan of its first begun fold; one that has begun has its own
+    # A new cross-validation uses the plan of the first fold that has begun, if there is one. A
+    # cross-validation that has begun has stored a plan.
     plan = begin(experiment, None if has_config(run) else plan_of_first_begun(folds.values()))
     # only rank 0 reads the files; its error is raised on all processes
     broadcast_from_rank_zero(partial(_check_plans_of_begun, folds.values(), plan))

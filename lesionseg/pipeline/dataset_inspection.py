@@ -164,8 +164,8 @@ def require_lesions(
 ) -> None:
     """Raise `DatasetError` if no network can learn from the references.
 
-    This is so if no development case has a reference, if no development case has a lesion, or if
-    every voxel of the references is lesion.
+    A network cannot learn if no development case has a reference, if no development case has a
+    lesion, or if every voxel of the references is lesion.
 
     Args:
         dataset: The listed dataset.
@@ -309,7 +309,7 @@ def open_dataset(data: DataConfig) -> Dataset:
         root,
         group=data.group,
         merge_labels=data.merge_labels,
-        may_lack=data.channel_dropout > 0,
+        may_lack=data.channel_dropout > 0,  # channels
         nan_background=data.nan == "background",
         grid_of_image=data.geometry == "image",
         min_readers=data.min_readers,

@@ -560,8 +560,8 @@ def _score_predicted_cases(evaluation: Evaluation, preset: Preset) -> Scores | N
 def _name_folders(*folders: str) -> list[str]:
     """Return a short name for each folder, used as the names of the compared models.
 
-    It is the folder's name. If two folders have the same name, it is the path below the deepest
-    parent that all folders have in common.
+    The short name is the folder's name. If two folders have the same name, it is the path below the
+    deepest parent that all folders have in common.
     """
     paths = [Path(folder).resolve() for folder in folders]
     if len({path.name for path in paths}) == len(paths):
@@ -606,7 +606,7 @@ def _join_findings(findings: Iterable[Finding], cases: Collection[str]) -> list[
 def model_of(predictions: Path) -> dict[str, Any]:
     """Return details of the model that made the predictions, for the provenance; empty if unknown.
 
-    They come from the first of these that exists:
+    The details come from the first of these that exists:
 
     - the column `bundle` in the tables of `predict`: digests of the bundles,
     - the files that nnU-Net writes into its output folder: the name of its plans,
@@ -623,8 +623,8 @@ def model_of(predictions: Path) -> dict[str, Any]:
     if predictions.name not in ("validation", "predictions"):
         return {}
     keys = {"model", "bundle", "training_patients", "training_scans"}
-    known = read_run(predictions).model_dump(include=keys, exclude_unset=True)
-    return {key: value for key, value in known.items() if value is not None}
+    details = read_run(predictions).model_dump(include=keys, exclude_unset=True)
+    return {key: value for key, value in details.items() if value is not None}
 
 
 def _read_nnunet_model(folder: Path) -> dict[str, Any]:
@@ -635,17 +635,17 @@ def _read_nnunet_model(folder: Path) -> dict[str, Any]:
     latter file shows at least that the model is an nnU-Net. The result has the keys `model` and
     `training_scans`, as far as they are known.
     """
-    known: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if (folder / "predict_from_raw_data_args.json").is_file():
-        known["model"] = "nnU-Net"
+        details["model"] = "nnU-Net"
     with suppress(LesionsegError, KeyError, TypeError):
         plans = read_json(folder / "plans.json")
         if plans["configurations"]:  # lesionseg writes plans.json without configurations
-            known["model"] = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
+            details["model"] = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
             n_training = read_json(folder / "dataset.json")["numTraining"]
             if isinstance(n_training, int):
-                known["training_scans"] = n_training
-    return known
+                details["training_scans"] = n_training
+    return details
 
 
 def cases_of_role(
@@ -708,18 +708,18 @@ def _check_names(
     Raises:
         DatasetError: If there are cases, but no prediction has the name of a case.
     """
-    missing = sorted({c.case for c in cases} - {*predictions})
+    without_prediction = sorted({c.case for c in cases} - {*predictions})
     extra = sorted({*predictions} - {c.case for c in labelled})
-    if cases and len(missing) == len(cases):
+    if cases and len(without_prediction) == len(cases):
         raise DatasetError(
-            f"{folder}: no prediction has the name of a reference, such as {missing[0]} "
+            f"{folder}: no prediction has the name of a reference, such as {without_prediction[0]} "
             f"(there are {', '.join(sorted(predictions)[:3]) or 'none'}). Name them "
             "<case>_mask.* or <case>.*."
         )
-    if missing:
+    if without_prediction:
         _log.warning(
             "These cases have no prediction, so all their lesions count as missed: %s",
-            join_names(missing),
+            join_names(without_prediction),
         )
     if extra:
         _log.warning("Predictions without a reference are left out: %s", join_names(extra))

@@ -58,9 +58,9 @@ class InfoOutcome(Outcome):
     def summary(self) -> list[str]:
         """Return lines for the terminal: one per known detail, and the first five findings."""
         lines = [] if self.model is None else self.model.lines()
-        known = {name: value for name, value in self.dataset.items() if value}
+        details = {name: value for name, value in self.dataset.items() if value}
         # 8 columns, as for the other names in the output of a command
-        lines += [f"{name.capitalize() + ':':<8} {_in_words(known[name])}" for name in known]
+        lines += [f"{name.capitalize() + ':':<8} {_in_words(details[name])}" for name in details]
         lines += [f"- {it.severity}: {it.message}" for it in self.findings[:_MAX_FINDINGS]]
         n_hidden = len(self.findings) - _MAX_FINDINGS
         return [*lines, f"- and {n_hidden} more"] if n_hidden > 0 else lines
@@ -91,8 +91,8 @@ class InfoOutcome(Outcome):
 def info(cfg: InfoConfig) -> InfoOutcome:
     """Collect the details of a model, of a folder, or of both, and check whether they fit together.
 
-    They fit if the folder has the model's number of axes and channels. A folder without the layout
-    of a dataset is a folder of scans, whose channels are not known. With the setting
+    Model and folder fit if the folder has the model's number of axes and channels. A folder without
+    the layout of a dataset is a folder of scans, whose channels are not known. With the setting
     `data.annotations`, the folder is always a dataset.
 
     Raises:
@@ -207,7 +207,7 @@ def _in_words(value: object) -> str:
     ('test (3), train (9)', 'T1, 0.75', '2')
     """
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} ({_in_words(one)})" for key, one in value.items())
+        return ", ".join(f"{key} ({_in_words(item)})" for key, item in value.items())
     if isinstance(value, tuple):
-        return ", ".join(f"{one:.3g}" if isinstance(one, float) else str(one) for one in value)
+        return ", ".join(f"{item:.3g}" if isinstance(item, float) else str(item) for item in value)
     return str(value)

@@ -143,9 +143,9 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
 def save_run(experiment: Experiment, plan: Plan) -> None:
     """Write fingerprint, splits, plan, configuration and digests of files into the run directory.
 
-    It is called after all checks, so that a rejected configuration leaves no file. From then on,
-    only the same configuration can use this directory. The name of the directory is logged if the
-    settings do not contain it.
+    The function is called after all checks, so that a rejected configuration leaves no file. From
+    then on, only the same configuration can use this directory. The name of the directory is logged
+    if the settings do not contain it.
     """
     run = experiment.run
     inspection = experiment.inspection
@@ -240,7 +240,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     plan = plan.with_(
         # only a class that the user's own settings name is imported, not one that a file names
         architecture=replace(plan.architecture, network=network_spec(cfg.model)),
-        may_lack=may_lack(cfg.data, plan.channel_names),
+        may_lack=may_lack(cfg.data, plan.channel_names),  # one channel of a scan
         flip_axes=cfg.augment.flip_axes,
         nan_background=inspection.dataset.nan_background,
         grid_of_image=inspection.dataset.grid_of_image,
@@ -312,7 +312,7 @@ def _make_plan(experiment: Experiment) -> Plan:
 def may_be_narrow(model: ModelConfig, fingerprint: Fingerprint) -> bool:
     """Return True for the kinds of network that a short CPU training may make narrower.
 
-    They are the kinds whose half-width versions were compared in benchmarks/notes: the U-Net in
+    The kinds are those whose half-width versions were compared in benchmarks/notes: the U-Net in
     3-D, and detectors on radiographs with one channel.
     """
     if fingerprint.dims == 3:
@@ -462,7 +462,7 @@ def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConf
 def try_augmentation(plan: Plan, extra: Sequence[Spec]) -> None:
     """Raise `ConfigError` if a transform of `augment.extra` fails on a tile of noise.
 
-    This finds an error in the user's transforms before the training.
+    The check finds an error in the user's transforms before the training.
     """
     if not extra:
         return

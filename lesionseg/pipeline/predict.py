@@ -305,15 +305,15 @@ def _forget_remedied(
     files: set[Path] = set()
     for scan in scans:
         files.update(scan.files.images if scan.dicom is None else scan.dicom.files)
-    known: set[str] = set()
+    known_ids: set[str] = set()
     for row in (*rows, *results.rows()):
-        known |= {row.digest, row.scan_uid} - {""}
+        known_ids |= {row.digest, row.scan_uid} - {""}
 
     def is_remedied(failure: CaseRow) -> bool:
         """Return True if the failure meets the conditions above."""
         if failure.path in paths:
             return False
-        return root / failure.path in files or not known.isdisjoint(
+        return root / failure.path in files or not known_ids.isdisjoint(
             (failure.digest, failure.scan_uid)
         )
 

@@ -251,8 +251,8 @@ class CaseWork:
     def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
         """Return the row of an earlier run in which this scan failed for a lasting reason, or None.
 
-        Its path, content and key must be those of `row`. A failure that may pass, such as a network
-        error, has no key and is never returned, so that the scan is tried again.
+        Path, content and key of the failed scan must be those of `row`. A failure that may pass,
+        such as a network error, has no key and is never returned, so that the scan is tried again.
         """
         for earlier in self.results.failures(row.case):
             is_same = (earlier.path, earlier.digest, earlier.key) == (row.path, row.digest, row.key)
@@ -280,9 +280,9 @@ class CaseWork:
                     geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
         # scans that are not fetched yet count as much as the largest known scan
-        known = [item.n_bytes for item in unfinished if item.n_bytes is not None]
-        n_unknown = len(unfinished) - len(known)
-        return sum(known) + n_unknown * max(known, default=0) <= self.budget
+        known_bytes = [item.n_bytes for item in unfinished if item.n_bytes is not None]
+        n_unknown = len(unfinished) - len(known_bytes)
+        return sum(known_bytes) + n_unknown * max(known_bytes, default=0) <= self.budget
 
     def read(self, item: StartedScan) -> PreparedScan | None:
         """Read a scan and resample it to the plan's grid. Return None if it needs no prediction.
@@ -349,7 +349,7 @@ class CaseWork:
     def _require_zones(self, case: str) -> None:
         """Raise `DatasetError` if a case has no mask of zones, although the settings need one.
 
-        They need one if only candidates in some zones are kept.
+        The settings need the mask if only candidates in some zones are kept.
         """
         if self.cfg.inference.keep_zones is None or self.zones is None:
             return
@@ -494,9 +494,9 @@ class CaseWork:
     def _result_key(self, files: CaseFiles, digest: str) -> str:
         """Return a hash of all that determines a case's results, so that a later run knows them.
 
-        These are the version, the bundle, the settings, the mask of zones and the content of the
-        scan (`digest`). Settings that do not change results, such as the limit of memory, are left
-        out.
+        The results depend on the version, the bundle, the settings, the mask of zones and the
+        content of the scan (`digest`). Settings that do not change results, such as the limit of
+        memory, are left out.
         """
         cfg = self.cfg
         zones = None
@@ -523,8 +523,8 @@ def _skip(item: StartedScan, reason: str) -> None:
 def _status_of_scan(checked: InputCheckResult | None) -> str:
     """Return the status of a predicted scan, which depends on the check of its input.
 
-    It is `blank` if a channel has no contrast, `warned` if the scan is unlike the training scans,
-    and otherwise `done`, also without a check (None).
+    The status is `blank` if a channel has no contrast, `warned` if the scan is unlike the training
+    scans, and otherwise `done`, also without a check (None).
     """
     if checked is None:
         return "done"

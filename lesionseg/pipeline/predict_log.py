@@ -118,8 +118,8 @@ def predict_log(
 def _is_for_file(record: logging.LogRecord) -> bool:
     """Return False for log records that the log files of `predict` do not need.
 
-    These are the warning that a scan failed, because `note_case` writes a line on the scan, and the
-    progress lines of this program's bars. The function is a filter of `logging`.
+    Such records are the warning that a scan failed, because `note_case` writes a line on the scan,
+    and the progress lines of this program's bars. The function is a filter of `logging`.
     """
     return not getattr(record, "of_case", False) and record.name != "lesionseg.pipeline.log"
 

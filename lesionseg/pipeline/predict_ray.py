@@ -146,7 +146,7 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
             running[actor.predict.remote(group)] = (actor, group)
         (done,), _ = ray.wait(list(running))  # waits for one group
         actor, group = running.pop(done)
-        idle.append(actor)
+        idle.append(actor)  # even if it died: Ray restarts it
         try:
             yield from ray.get(done)
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:

@@ -60,7 +60,8 @@ class Shard:
     def _contains(self, scan: Scan) -> bool:
         """Return True if a scan belongs to this shard.
 
-        Its id is hashed, and the hash modulo the number of shards is the number of its shard.
+        The id of the scan is hashed, and the hash modulo the number of shards is the number of the
+        scan's shard.
         """
         encoded = scan.stable_id.encode(errors="surrogatepass")  # names may not be UTF-8
         # Python's own `hash` would differ between the jobs

@@ -70,8 +70,8 @@ def default_run_dir(data_root: str, *names: str) -> Path:
 def config_of(cfg: TrainConfig) -> dict[str, Any]:
     """Return the configuration in the form in which a run directory stores it.
 
-    It is the name of the command and all settings as plain data. The number of trials of a search
-    is left out, so that a search can be continued with more trials.
+    The result is the name of the command and all settings as plain data. The number of trials of a
+    search is left out, so that a search can be continued with more trials.
     """
     name = next(name for name, kind in COMMANDS.items() if kind is type(cfg))
     config = {"command": name, **cfg.to_plain()}
@@ -389,17 +389,17 @@ def warn_of_seen_cases(
     trained = {case for case, role in run_roles.items() if role == "train"}
     patient_of = {files.case: files.patient for files in cases}
     patients = {patient_of[case] for case in trained & patient_of.keys()}
-    seen = [
+    seen_cases = [
         f"{case} ({role})"
         for case, role in sorted(splits.roles.items())
         if role != "train" and (case in trained or patient_of.get(case) in patients)
     ]
-    if seen:
+    if seen_cases:
         log.warning(
             "The weights of model.init_from=%s were trained on validation or test cases of this "
             "training, or on other cases of their patients: %s. If they are the same patients, "
             "their scores will be too high. %s",
             init_from,
-            join_names(seen),
+            join_names(seen_cases),
             remedy,
         )

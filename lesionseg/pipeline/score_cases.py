@@ -164,8 +164,8 @@ def score_cases(
     Args:
         cases: The cases with references.
         predictions: The prediction files by case, which are read one by one. Or a function that
-            predicts the cases now, such as `predict_volumes`: its argument is a function that
-            matches a prediction, and it yields the matched cases. Errors of its cases are raised.
+            predicts the cases now, such as `predict_volumes`: it gets a function that matches a
+            prediction, and yields the matched cases. Errors of these cases are raised.
         options: Settings for matching.
         findings: The errors of further cases, which are left out.
         progress: Called with case, number done and total, instead of a bar.

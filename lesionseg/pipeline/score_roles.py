@@ -377,8 +377,9 @@ def validation_scores(
 def _score_error(tables: Tables, recall_of_draws: Statistic) -> float:
     """Return the standard error of the sum of recall and mean Dice, by a bootstrap over patients.
 
-    It is the standard deviation of the sum over resampled patients. Recall and Dice are computed on
-    the same resampled patients, because both depend on them. Fewer than five patients give NaN.
+    The error is the standard deviation of the sum over resampled patients. Recall and Dice are
+    computed on the same resampled patients, because both depend on them. Fewer than five patients
+    give NaN.
 
     Args:
         tables: The tables at the operating point of the Dice.

@@ -205,8 +205,8 @@ def explain_promise(
     """Log before a training whether its patients are enough to promise the requested sensitivity.
 
     Nothing is logged if the requested operating point is not a sensitivity. A sensitivity is
-    promised for new patients, which needs a minimum number of patients with lesions. It is a
-    warning if there are too few.
+    promised for new patients, which needs a minimum number of patients with lesions. The line is a
+    warning if there are too few patients.
 
     Args:
         inspection: The cases and their roles.

@@ -119,7 +119,8 @@ def _default_anchors(
 def _sample_by_volume(sides: Extents) -> Extents:
     """Return at most `_MAX_LESIONS` lesions, so that the fit is fast. They are sorted by volume.
 
-    They are evenly spaced in the ascending order of volume. `sides` are side lengths `[n, dims]`.
+    The lesions are evenly spaced in the ascending order of volume. `sides` `[n, dims]` are
+    their side lengths.
     """
     ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     n_used = min(len(ascending), _MAX_LESIONS)
@@ -132,7 +133,7 @@ def _explain_fit(
 ) -> str:
     """Return the reason of fitted anchors as text for the plan.
 
-    It contains the number of levels and sizes, and how well the sizes cover the lesions.
+    The text contains the number of levels and sizes, and how well the sizes cover the lesions.
     """
     stride = describe_sides(finest_stride)
     return (

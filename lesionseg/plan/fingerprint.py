@@ -93,7 +93,7 @@ class Fingerprint:
     def to_json(self) -> str:
         """Return the fingerprint as JSON text for fingerprint.json.
 
-        It begins with the numbers of cases, lesions and lesion-free cases for human readers.
+        The text begins with the numbers of cases, lesions and lesion-free cases for human readers.
         """
         n_lesions = self.lesions_per_case
         counts = {"n_cases": len(self.shapes), "n_lesions": sum(n_lesions)}

@@ -198,7 +198,7 @@ def stratify_by_label(units: Sequence[str], labels: UnitLabels) -> list[list[str
     rare label.
 
     Args:
-        units: The units.
+        units: The units, such as patients. The cases of a unit stay together.
         labels: The labels of each unit's lesions.
 
     Returns:

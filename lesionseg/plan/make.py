@@ -247,7 +247,7 @@ def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> Dev
 def _allow_small_tiles_of(before: Plan, allowed: DeviceBudget) -> DeviceBudget:
     """Raise the maximum batch if `before` was planned with small tiles, and return the budget.
 
-    It becomes the maximum of a new plan with small tiles. Otherwise a training that starts from
+    The new maximum is that of a new plan with small tiles. Otherwise a training that starts from
     such a run would have a quarter of the tiles per step. The budget is not changed if it allows no
     small tiles, or already allows the batch of `before`.
     """
@@ -387,8 +387,8 @@ def _draft_plan(
 ) -> Plan:
     """Make all decisions except tile, architecture and batch, and return them as a plan.
 
-    These three need the grid of the draft. Warnings are logged for mixed pixel sizes and, without
-    `before`, for channels that are masks of odd values.
+    Tile, architecture and batch need the grid of the draft. Warnings are logged for mixed pixel
+    sizes and, without `before`, for channels that are masks of odd values.
 
     Args:
         fingerprint: Statistics of the dataset.
@@ -450,7 +450,7 @@ def _draft_plan(
 def _median_pixel(fingerprint: Fingerprint) -> float:
     """Return the median height of a pixel in mm, over all images.
 
-    It is 1 for images without a known pixel size, because readers give them pixels of 1 mm.
+    The height is 1 for images without a known pixel size, because readers give them pixels of 1 mm.
     """
     # in a 2-D dataset, the first axis is that of the rows
     return float(np.median([spacing_mm[0] for spacing_mm in fingerprint.spacings_mm]))

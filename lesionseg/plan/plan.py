@@ -291,7 +291,7 @@ class Plan:
     def assumed_pixel_mm(self) -> float:
         """The pixel size in mm that is assumed for images without a known pixel size.
 
-        It is `raster_mm` or, without it, the spacing of the plan's grid.
+        The size is `raster_mm` or, without it, the spacing of the plan's grid.
         """
         return self.raster_mm or self.spacing_mm[0]
 
@@ -330,7 +330,7 @@ class Plan:
     def n_voxel_channels(self) -> int:
         """The number of labels for which the network predicts probabilities of voxels.
 
-        It is 0 for a network that predicts only boxes.
+        The number is 0 for a network that predicts only boxes.
         """
         return len(self.labels) if self.has_voxels else 0
 
@@ -379,6 +379,7 @@ class Plan:
         """
         content = read_object(text, where, BundleError)
         labels = {name: content.pop(key) for key, name in _LABEL_KEYS.items() if key in content}
+        # `_FLAT_KEYS`: errors name the keys of the file, which has no object `labels`
         plan = parse_as(cls, {**content, "labels": labels}, where, BundleError, _FLAT_KEYS)
         _require_consistent(plan, where)
         network = dict(to_tuples(plan.architecture.network))

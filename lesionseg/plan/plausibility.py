@@ -84,9 +84,9 @@ def reference_statistics(
 ) -> ReferenceStatistics:
     """Compute the statistics of a reference that show whether it is plausible.
 
-    They are the share of lesion voxels among the annotated voxels, whether a lesion extends from
-    border to border (along all axes, or along one of the two longest), the label values, how many
-    outlines are boxes and, for a table of boxes, how many boxes are implausible.
+    The statistics are the share of lesion voxels among the annotated voxels, whether a lesion
+    extends from border to border (along all axes, or along one of the two longest), the label
+    values, how many outlines are boxes and, for a table of boxes, how many boxes are implausible.
 
     Args:
         reference: The reference of a case.
@@ -193,9 +193,9 @@ def _dataset_findings(
       the dataset has no lesions.
     """
     findings: list[Finding] = []
-    n_boxes = sum(one.n_boxes for one in statistics.values())
-    n_outside = sum(one.n_outside for one in statistics.values())
-    n_corners = sum(one.n_as_corners for one in statistics.values())
+    n_boxes = sum(of_case.n_boxes for of_case in statistics.values())
+    n_outside = sum(of_case.n_outside for of_case in statistics.values())
+    n_corners = sum(of_case.n_as_corners for of_case in statistics.values())
     do_all_fit_as_corners = n_boxes > 0 and n_corners == n_boxes
     # boxes outside their image are wrong as sizes; many valid corners do not occur by chance
     is_no_coincidence = n_outside > 0 or n_boxes >= _MIN_CORNERS
@@ -205,7 +205,7 @@ def _dataset_findings(
             verb = "reaches" if n_outside == 1 else "reach"
             detail += f" Read as sizes, {n_outside} of them {verb} outside."
         findings.append(_make_finding("box_corners", case="", detail=detail))
-    present = {label for one in statistics.values() for label in one.labels}
+    present = {label for of_case in statistics.values() for label in of_case.labels}
     if not present or dataset.labels.merged:
         return findings
     names = dataset.labels.mask_names
@@ -233,22 +233,22 @@ def _case_findings(statistics: Mapping[str, ReferenceStatistics]) -> list[Findin
     each kind about boxes.
     """
     findings: list[Finding] = []
-    for case, one in statistics.items():
-        if one.share > MAX_SHARE:
+    for case, of_case in statistics.items():
+        if of_case.share > MAX_SHARE:
             findings.append(
-                _make_finding("mostly_lesion", case, f" They fill {100 * one.share:.3g} %.")
+                _make_finding("mostly_lesion", case, f" They fill {100 * of_case.share:.3g} %.")
             )
-        elif one.touches_all:
+        elif of_case.touches_all:
             findings.append(_make_finding("touches_borders", case))
-        elif one.is_wide:
+        elif of_case.is_wide:
             findings.append(_make_finding("full_width", case))
         for kind, n in (
-            ("boxes_outside", one.n_outside),
-            ("box_duplicates", one.n_equal),
-            ("box_readers", one.n_overlapping),
+            ("boxes_outside", of_case.n_outside),
+            ("box_duplicates", of_case.n_equal),
+            ("box_readers", of_case.n_overlapping),
         ):
             if n:
-                findings.append(_make_finding(kind, case, f" {n} of {one.n_boxes}."))
+                findings.append(_make_finding(kind, case, f" {n} of {of_case.n_boxes}."))
     return findings
 
 
@@ -286,5 +286,5 @@ def has_no_background(statistics: Mapping[str, ReferenceStatistics]) -> bool:
     >>> has_no_background({"a": ReferenceStatistics(share=0.99)}), has_no_background({})
     (False, False)
     """
-    shares = [one.share for one in statistics.values() if one.share > 0]
+    shares = [of_case.share for of_case in statistics.values() if of_case.share > 0]
     return bool(shares) and min(shares) >= 1

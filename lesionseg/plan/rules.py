@@ -533,8 +533,8 @@ class _TileGrowth:
     def smallest(self) -> tuple[int, ...]:
         """Return the tile from which growth starts.
 
-        Its sides are `start` voxels of the budget or, if the budget does not allow this tile, 16
-        voxels. No side is longer than that of the median volume.
+        The sides of the tile are `start` voxels of the budget or, if the budget does not allow this
+        tile, 16 voxels. No side is longer than that of the median volume.
         """
         start = tuple(min(n, self.allowed.start) for n in self._limit())
         if self.is_affordable(start):
@@ -570,7 +570,7 @@ class _TileGrowth:
     def stride_if_longer_fits(self, tile: tuple[int, ...], axis: int) -> int:
         """Return the number of voxels by which an axis may grow after rounding: its stride, or 0.
 
-        It is 0 in two cases:
+        The number is 0 in two cases:
 
         - The axis would become longer than the budget allows, or 15 % longer than the median
           volume.
@@ -610,7 +610,7 @@ class _TileGrowth:
     def _limit(self) -> list[int]:
         """Return the maximum side of each axis before rounding.
 
-        It is the side of the median volume, but at most the longest side of the budget.
+        The maximum is the side of the median volume, but at most the longest side of the budget.
         """
         return [min(n, self.allowed.longest) for n in self.median_shape]
 

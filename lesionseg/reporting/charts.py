@@ -357,10 +357,10 @@ def _draw_threshold(
 def find_lower_threshold(tables: EvaluationTables) -> CurvePoint | None:
     """Find a lower score threshold that finds more lesions, which the FROC chart suggests.
 
-    Its false positives are more than those of the threshold in use, but at most twice as many, or
-    one per scan if that is more. Of several such thresholds, return the point of the one that finds
-    most lesions, and of these the one with the fewest false positives. Return None if there is
-    none, or if the candidates have no scores.
+    The false positives at this threshold are more than those of the threshold in use, but at most
+    twice as many, or one per scan if that is more. Of several such thresholds, return the point of
+    the one that finds most lesions, and of these the one with the fewest false positives. Return
+    None if there is none, or if the candidates have no scores.
     """
     if tables.threshold is None:
         return None
@@ -469,10 +469,10 @@ def reliability_chart(tables: EvaluationTables) -> Chart | None:
     figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
     scores_of_bins = [point.at or 0.0 for point in points]
-    true = [point.value or 0.0 for point in points]
+    true_shares = [point.value or 0.0 for point in points]
     # in square points; the area grows up to 60 candidates
     areas = [20 + 3 * min(point.n or 0, 60) for point in points]
-    axes.scatter(scores_of_bins, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
+    axes.scatter(scores_of_bins, true_shares, s=areas, color=FOUND, alpha=0.8, clip_on=False)
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     axes.set(xlabel=f"{score_name} of the marking", ylabel="share that was a lesion")
     return Chart(

@@ -225,7 +225,7 @@ def _count_cases(findings: Sequence[Finding], severity: str) -> int:
 def _is_unlisted(finding: Finding) -> bool:
     """Return True for a finding about the dataset's list that belongs to no case.
 
-    It concerns an entry of the list that is not a case, or a list without any case.
+    Such a finding concerns an entry of the list that is not a case, or a list without any case.
     """
     return finding.kind in (LISTED, NO_CASE) and not finding.case
 

@@ -21,8 +21,8 @@ def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
     of_run = read_run(scores_dir) if made.of_training else Provenance()
     # scores.json may state that a number is unknown (None), which the run must not replace; an
     # empty text means that scores.json does not know it
-    known = {key: value for key, value in made if made.states(key) and value != ""}
-    return of_run.model_copy(update=known)
+    from_scores = {key: value for key, value in made if made.states(key) and value != ""}
+    return of_run.model_copy(update=from_scores)
 
 
 def read_run(folder: Path) -> Provenance:

@@ -189,9 +189,9 @@ class CaseFolders:
         """
         names = [name for name in self._names_of(case) if name in self._image_files]
         if not names:
-            known = join_names(sorted(self._image_files), 3) or "none that can be used"
+            some_ids = join_names(sorted(self._image_files), 3) or "none that can be used"
             raise ReadError(
-                f"{self._folder} has no image of this case. Its images have the ids {known}. An "
+                f"{self._folder} has no image of this case. Its images have the ids {some_ids}. An "
                 "id is the path below the folder, such as p1_scan for p1/scan.nii.gz."
             )
         return self._image_files[names[0]]

@@ -471,7 +471,9 @@ def _draw_square(
     )
     # black and white follow from the complete plane, not from the tissue around the lesion
     limits = np.percentile(image, CUTOUT_WINDOW)
-    _show_image(axes, image[section], [one.within(section) for one in outlines], spacing, limits)
+    _show_image(
+        axes, image[section], [outline.within(section) for outline in outlines], spacing, limits
+    )
     # the centre of the voxel `middle` in mm, from the corner of the section
     y, x = ((m - part.start + 0.5) * s for m, part, s in zip(middle, section, spacing, strict=True))
     axes.set_ylim(y + side / 2, y - side / 2)  # downwards
@@ -501,7 +503,7 @@ def _draw_square(
 def _choose_bar(side: float) -> float:
     """Return the length of a scale bar for a cut-out, a round number of mm.
 
-    It is the largest number of the form 1, 2 or 5 · 10ⁿ that is at most 0.4 of the side.
+    The length is the largest number of the form 1, 2 or 5 · 10ⁿ that is at most 0.4 of the side.
     """
     longest = 0.4 * side * (1 + 1e-9)  # not shorter than a round length because of rounding
     power = 10.0 ** np.floor(np.log10(longest))
@@ -565,8 +567,8 @@ def _find_middle(
 ) -> tuple[int, ...]:
     """Return the voxel through which the slices of a cut-out pass.
 
-    It is the voxel of a mask within the box that is nearest to the centre of the box. The first
-    mask that has voxels in the box is used. If no mask has any, it is the centre itself.
+    The voxel is the one of a mask within the box that is nearest to the centre of the box. The
+    first mask that has voxels in the box is used. If no mask has any, it is the centre itself.
 
     Args:
         shape: Shape of the image. The box is clipped to the image.

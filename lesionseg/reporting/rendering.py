@@ -237,8 +237,8 @@ def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
 def _templates() -> "Environment":
     """Return the Jinja environment with the templates of this package and of all extras.
 
-    It is cached, so that a process compiles each template once. Templates may use the formatting
-    functions of this file. A template that uses an undefined value is an error.
+    The environment is cached, so that a process compiles each template once. Templates may use the
+    formatting functions of this file. A template that uses an undefined value is an error.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 

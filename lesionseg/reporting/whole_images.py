@@ -194,9 +194,9 @@ def label_keys(tables: EvaluationTables) -> dict[str, LabelKey]:
     The labels of scores.json come first, in their order, then all others by name. With a single
     label, the result is empty, because boxes then need no letter.
     """
-    used = {*tables.lesions["label"], *tables.candidates["label"]}
-    names = [name for name in tables.scores.labels if name in used]
-    names += sorted(used - set(names))
+    labels_in_tables = {*tables.lesions["label"], *tables.candidates["label"]}
+    names = [name for name in tables.scores.labels if name in labels_in_tables]
+    names += sorted(labels_in_tables - set(names))
     if len(names) < 2:
         return {}
     return {
@@ -283,7 +283,7 @@ def _nearest_boxes(
 ) -> Iterator[ImageBox]:
     """Yield the boxes of markings below the operating point that are nearest to a missed lesion.
 
-    They show why the lesion was missed. All rows are of one scan.
+    The boxes show why the lesion was missed. All rows are of one scan.
     """
     nearest = lesions[~lesions["detected"]]["nearest_candidate"]
     for _, row in markings[~markings["accepted"] & markings["candidate"].isin(nearest)].iterrows():
@@ -340,8 +340,8 @@ def _image_caption(
 ) -> str:
     """Return the caption of a whole image.
 
-    It states the numbers of lesions, found lesions and false positives, the largest missed lesion,
-    and the number of boxes that are not drawn.
+    The caption states the numbers of lesions, found lesions and false positives, the largest missed
+    lesion, and the number of boxes that are not drawn.
 
     Args:
         lesions: The lesions of the scan.

@@ -74,7 +74,7 @@ def size_words(row: Mapping[str, Any], tables: EvaluationTables) -> str:
 def size_class_words(part: SizeClass, unit: str) -> str:
     """Return the name of a size class, such as "under 3 mm", "3–5 mm" or "≥ 10 mm".
 
-    It is short enough to show five classes next to each other below a chart.
+    The name is short enough to show five classes next to each other below a chart.
     """
     short = short_unit(unit)
     if part.below is None:
@@ -224,7 +224,7 @@ def _figures_by_size(tables: EvaluationTables) -> list[KeyFigure]:
 def _found_figure(is_found: "pd.Series[bool]", words: str, without: KeyFigure) -> KeyFigure:
     """Return a key figure with the number of lesions found, such as "8 of 10".
 
-    It is weak if less than half were found.
+    The figure is weak if less than half were found.
 
     Args:
         is_found: True for each lesion that was found.
@@ -268,8 +268,8 @@ def _false_positive_figure(tables: EvaluationTables) -> KeyFigure:
 def limitations(tables: EvaluationTables, study: Mapping[str, str]) -> str:
     """Return the paragraph on the limitations of the evaluation.
 
-    It states, for example, that the program was tested without a reader, the number of scans that
-    could not be scored, and the questions that study.yaml leaves open.
+    The paragraph states, for example, that the program was tested without a reader, the number of
+    scans that could not be scored, and the questions that study.yaml leaves open.
 
     Args:
         tables: The tables of the evaluation.
@@ -300,12 +300,14 @@ def basis(tables: EvaluationTables) -> Basis | None:
     fewer than `FEW_PATIENTS` patients. Return None if scores.json states neither, such as for masks
     of another program.
     """
-    made = tables.scores.provenance
+    provenance = tables.scores.provenance
     point = tables.scores.operating_point
     # without the number of cases, scores.json does not state how the score was chosen
     is_chosen = point.n_cases is not None and tables.threshold is not None
-    words = render_sentence("basis", made=made, point=point if is_chosen else None)
-    has_few_steps = 0 < (made.training_steps or 0) < FEW_STEPS * made.folds  # one network per fold
+    words = render_sentence("basis", made=provenance, point=point if is_chosen else None)
+    has_few_steps = (
+        0 < (provenance.training_steps or 0) < FEW_STEPS * provenance.folds
+    )  # one network per fold
     has_few_patients = is_chosen and (point.n_patients or 0) < FEW_PATIENTS
     if not words:
         return None
@@ -530,7 +532,7 @@ def comparison_table(scores: Scores, *, for_page: bool = False) -> list[list[str
 def comparison_notes(scores: Scores) -> list[str]:
     """Return the notes of a comparison of two programs, one line per note.
 
-    They state why differences or intervals are undefined, and the result for the margin of
+    The notes state why differences or intervals are undefined, and the result for the margin of
     non-inferiority.
     """
     return render_lines("comparison_notes", scores=scores, for_page=False)

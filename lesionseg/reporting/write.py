@@ -314,7 +314,7 @@ def about_lines(
 ) -> list[tuple[str, str]]:
     """Return the section about the test: lines of a name and a text.
 
-    They describe the program, the scans, the match rule, the operating point, and the study.
+    The lines describe the program, the scans, the match rule, the operating point, and the study.
     """
     lines = [
         *split_lines(render_lines("identity_rows", identity=identity)),
@@ -453,6 +453,7 @@ def write_adjudication(path: Path, tables: EvaluationTables) -> int:
     positions = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
     columns = ["case", "candidate", "label", "score", "diameter_mm", *positions, "touches_lesion"]
     table = false[columns].astype(object).where(false[columns].notna(), None)
+    # the answered rows of the existing file, as a list for each candidate
     answered = _read_answered(path) if path.is_file() else {}
     rows: list[dict[Any, Any]] = table.to_dict("records")
     for row in rows:

@@ -69,7 +69,7 @@ class BatchTargets:
     def tile_bytes(self, n_voxels: int) -> int:
         """Return the approximate number of bytes that the targets add to a tile of `n_voxels`.
 
-        It limits the number of loader workers. It is 0 if no targets are added.
+        The number limits the number of loader workers. It is 0 if no targets are added.
         """
         n_bytes = 0
         if self.nearest:

@@ -415,7 +415,7 @@ class FocalStatistics(pl.Callback):
         def store_gradient_shares(gradient: Tensor) -> None:
             """Store the two gradient fractions, of lesions and of hard background.
 
-            They are NaN if the gradient is 0 or not finite.
+            The fractions are NaN if the gradient is 0 or not finite.
             """
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = _sum_within(size, valid)

@@ -45,7 +45,8 @@ def read_if_present(path: Path) -> dict[str, Any] | None:
 def unusable_checkpoint(path: Path, why: str) -> TrainingError:
     """Return the error of a checkpoint that cannot be read, or that does not fit the network.
 
-    Its advice differs between `best.ckpt`, which the training can do without, and `last.ckpt`.
+    The advice in the message differs between `best.ckpt`, which the training can do without, and
+    `last.ckpt`.
 
     Args:
         path: The file.

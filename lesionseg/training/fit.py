@@ -166,7 +166,10 @@ def fit(
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
             except Exception as error:
                 # a scheduler's signal ended the loader's workers: see `LastCheckpoint.has_stopped`
-                if any(getattr(one, "has_stopped", False) for one in trainer.checkpoint_callbacks):
+                if any(
+                    getattr(callback, "has_stopped", False)
+                    for callback in trainer.checkpoint_callbacks
+                ):
                     raise KeyboardInterrupt from error
                 raise
             finally:
@@ -306,8 +309,8 @@ def _end_processes(trainer: pl.Trainer) -> None:
 def _load_final_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
     """Load the final weights of a training into the module, in place.
 
-    These are the weights in `best.ckpt` or, if no validation wrote this file, those of the last
-    step.
+    The final weights are those in `best.ckpt` or, if no validation wrote this file, those of the
+    last step.
 
     Args:
         module: Receives the weights.

@@ -105,8 +105,8 @@ class LesionModule(pl.LightningModule):
     def progress(self) -> float:
         """The fraction of the budget that is spent, for the learning rate and the end of training.
 
-        It is the larger one of steps / `max_steps` and minutes / `max_minutes`. A limit that is not
-        set counts as 0. From 1 on, the training ends.
+        The fraction is the larger one of steps / `max_steps` and minutes / `max_minutes`. A limit
+        that is not set counts as 0. From 1 on, the training ends.
         """
         max_steps = self.settings.max_steps
         max_minutes = self.settings.max_minutes
@@ -495,7 +495,7 @@ def _steps_like_nnunet(settings: TrainerConfig, plan: Plan) -> int:
 def count_tiles_per_step(settings: TrainerConfig, plan: Plan) -> int:
     """Return the number of tiles of an optimiser step, over all processes and accumulated batches.
 
-    It is known before Lightning's trainer exists, unlike `LesionModule.tiles_per_step`.
+    The number is known before Lightning's trainer exists, unlike `LesionModule.tiles_per_step`.
     """
     batches_per_step = int(settings.lightning.get("accumulate_grad_batches", 1))
     return plan.batch_size * batches_per_step * n_processes(settings)
@@ -532,7 +532,7 @@ def peak_lr(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
 def _default_lr(settings: OptimConfig, plan: Plan) -> float:
     """Return the learning rate that `optim.lr=auto` means, before it is scaled with `n_tiles`.
 
-    It depends on the optimiser and, with AdamW, is lower for detectors in 2-D.
+    The rate depends on the optimiser and, with AdamW, is lower for detectors in 2-D.
     """
     if settings.name == "sgd":
         return SGD_LR

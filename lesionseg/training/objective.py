@@ -313,8 +313,8 @@ def try_step(
 ) -> None:
     """Run the forward and backward pass of a training step on a batch of noise.
 
-    It tests if a step compiles, or fits into memory. The batch has the plan's size, on the
-    network's device. The caller sets autocast.
+    The function tests if a step compiles, or fits into memory. The batch has the plan's size, on
+    the network's device. The caller sets autocast.
 
     Args:
         network: The network. Gradients are added to its weights.

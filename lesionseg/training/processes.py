@@ -27,7 +27,7 @@ PATIENCE = timedelta(days=1)
 def training_device(accelerator: str) -> str:
     """Return the type of the device to train on, `cuda` or `cpu`.
 
-    It is `cuda` if torch finds a GPU and the setting `accelerator` is not `cpu`.
+    The device is `cuda` if torch finds a GPU and the setting `accelerator` is not `cpu`.
     """
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
@@ -119,7 +119,7 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 def _refuse_restarts() -> None:
     """Raise `ConfigError` if torchrun would restart processes that cannot connect again.
 
-    They cannot if torchrun lends its store of addresses to the processes
+    Processes cannot connect again if torchrun lends its store of addresses to the processes
     (`TORCHELASTIC_USE_AGENT_STORE`). After a restart this store still has the addresses of the
     processes that died (seen with torch 2.13).
     """
@@ -274,9 +274,9 @@ def sum_over_processes(sums: Tensor) -> Tensor:
 def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
     """Call `make` in every process, on each node in one process before the others.
 
-    It is used for work whose results are files on the node, such as a cache: the first process
-    writes the files, and the waiting processes find them. If `make` fails in one process, all
-    processes raise an error.
+    The function is used for work whose results are files on the node, such as a cache: the first
+    process writes the files, and the waiting processes find them. If `make` fails in one process,
+    all processes raise an error.
 
     Returns:
         The result of this process's call.

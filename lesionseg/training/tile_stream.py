@@ -74,8 +74,8 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of tiles with these numbers, read by MONAI's loader.
 
-    This is a generator, because Lightning would replace the sampler of a loader, so that a resumed
-    training would use other tiles.
+    The function is a generator, because Lightning would replace the sampler of a loader, so that a
+    resumed training would use other tiles.
 
     Args:
         tiles: A `TileDataset`, or another dataset that returns `image`, `labels`, `instances` and

@@ -74,9 +74,9 @@ def smaller_plans(plan: Plan) -> list[Plan]:
 def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
     """Return at most `MAX_SMALLER_TILES` tile shapes, each smaller than the one before.
 
-    They are tried if a step does not fit into memory. Each shape is one total stride shorter along
-    the longest axis that still has two total strides afterwards. The list ends if there is no such
-    axis.
+    The shapes are tried if a step does not fit into memory. Each shape is one total stride shorter
+    along the longest axis that still has two total strides afterwards. The list ends if there is no
+    such axis.
     """
     stride = total_stride(plan.architecture)
     tile = list(plan.tile_shape)

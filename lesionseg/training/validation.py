@@ -100,7 +100,7 @@ class VolumeValidation(Checkpoint):
     def _read_best(self) -> tuple[float, float]:
         """Return the score of the weights in `best.ckpt`, and its standard error.
 
-        Both are −∞ and 0 if the file is missing or does not contain them.
+        The two numbers are −∞ and 0 if the file is missing or does not contain them.
         """
         # Lightning stores the `state_dict` of each callback under its `state_key`
         state = (read_if_present(self.path) or {}).get("callbacks", {}).get(self.state_key, {})
@@ -126,9 +126,10 @@ class VolumeValidation(Checkpoint):
     def _validate(self, trainer: Any, module: Any, *, is_last: bool = False) -> None:
         """Score the network, log its scores, and write its weights if they are the best.
 
-        Their score must not be lower than the best one so far. After the last step (`is_last`), it
-        may be lower by up to the standard error of the best score. Weights with a score of NaN are
-        not written. Other callbacks get the hooks of a validation: see `VolumeValidation`.
+        Weights are the best if their score is not lower than the best one so far. After the last
+        step (`is_last`), the score may be lower by up to the standard error of the best score.
+        Weights with a score of NaN are not written. Other callbacks get the hooks of a validation:
+        see `VolumeValidation`.
 
         Args:
             trainer: Lightning's trainer.

@@ -612,9 +612,9 @@ def _data_format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
 def _value_range(channels: Sequence[Normalisation]) -> list[float]:
     """Return the lowest and the highest intensity after normalisation, for MONAI's metadata.
 
-    They are known only if each channel is normalised by statistics of the dataset and clipped at
-    both ends. Otherwise, for example if a channel is scaled by the statistics of each scan, the
-    list is empty.
+    The two intensities are known only if each channel is normalised by statistics of the dataset
+    and clipped at both ends. Otherwise, for example if a channel is scaled by the statistics of
+    each scan, the list is empty.
     """
     ends = [
         (limit - channel.mean) / channel.std
@@ -659,6 +659,7 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
         # a picture of the plan's pixel size is not resampled
         grid = None if set(pixels) == {1.0} else _PIXEL_GRID.format(pixels=pixels)
     else:
+        # the axes z, y, x: to superior, anterior and right
         steps.append(_config_entry("Orientationd", keys="image", axcodes="SAR", labels=_RAS))
     if grid is not None:
         steps += [
@@ -687,7 +688,7 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
 def _spacing_in_pixels(plan: Plan) -> list[float]:
     """Return the plan's spacing as a multiple of a picture's pixel size, along each axis.
 
-    It is exactly 1 if the spacings are so similar that the axis is not resampled.
+    The multiple is exactly 1 if the spacings are so similar that the axis is not resampled.
     """
     pixel_mm = plan.assumed_pixel_mm
     return [1.0 if abs(mm - pixel_mm) <= SAME_MM else mm / pixel_mm for mm in plan.spacing_mm]
@@ -696,10 +697,10 @@ def _spacing_in_pixels(plan: Plan) -> list[float]:
 def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[str, Any]]:
     """Compose the MONAI transforms after the network.
 
-    They resample the probabilities to the file's grid (`Invertd` undoes the preprocessing),
-    calibrate, and save probabilities and label map. MONAI evaluates a text that begins with "$" as
-    a Python expression. Probabilities are saved as NIfTI even in 2-D, because PNG cannot store
-    floats.
+    The transforms resample the probabilities to the file's grid (`Invertd` undoes the
+    preprocessing), calibrate, and save probabilities and label map. MONAI evaluates a text that
+    begins with "$" as a Python expression. Probabilities are saved as NIfTI even in 2-D, because
+    PNG cannot store floats.
     """
     values = list(plan.labels.values)
     label_map = (  # the label of the highest probability, if that reaches the threshold

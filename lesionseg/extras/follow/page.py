@@ -77,8 +77,8 @@ def _lesions_to_outline(
 ) -> NDArray[np.bool_]:
     """Return the mask `[*spatial]` of the lesions of a visit to outline in the pictures.
 
-    These are the accepted candidates, and the candidates of accepted changes, which need not be
-    accepted at this visit. Boxes have no voxels, so they are not outlined.
+    The lesions are the accepted candidates, and the candidates of accepted changes, which need not
+    be accepted at this visit. Boxes have no voxels, so they are not outlined.
 
     Args:
         visit: The prediction of the visit.

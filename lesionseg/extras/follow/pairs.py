@@ -96,7 +96,7 @@ class PairReader:
 def _register(earlier: VisitFiles, later: VisitFiles) -> Alignment:
     """Register the earlier scan to the later one, and check the quality of the registration.
 
-    It is poor if the Dice of the foregrounds is below `MIN_FOREGROUND_DICE`.
+    The registration is poor if the Dice of the foregrounds is below `MIN_FOREGROUND_DICE`.
 
     Raises:
         DatasetError: If a scan is missing.

@@ -185,7 +185,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     point = None
     if cfg.stable is not None:
         left_out = set(unpredicted)
-        if unpredicted:  # a visit may have lost the visit that it would be compared with
+        if unpredicted:  # `pairs` lacks a visit whose earlier visit could not be predicted
             left_out |= {visit.case for visits in timelines for visit in visits} - pairs.keys()
         point = stable_point(cfg.stable, pairs, reader, left_out, cfg.false_new_per_pair)
     # the names of pairs on the page: ids, or pseudonyms
@@ -356,14 +356,14 @@ def _find_change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[s
     """
     files_of_case = find_predictions(folder)  # masks have the form of predictions
     masks = {case: files.mask for case, files in files_of_case.items() if files.mask is not None}
-    missing = [case for case in pairs if case not in masks]
-    if len(missing) == len(pairs):
+    without_mask = [case for case in pairs if case not in masks]
+    if len(without_mask) == len(pairs):
         raise DatasetError(
             f"{folder}: no reference of change has the name of a pair, such as "
-            f"{missing[0]}. Name the masks after the later visits."
+            f"{without_mask[0]}. Name the masks after the later visits."
         )
-    if missing:
-        _log.warning("These pairs have no reference of change: %s", ", ".join(missing))
+    if without_mask:
+        _log.warning("These pairs have no reference of change: %s", ", ".join(without_mask))
     return masks
 
 

@@ -92,8 +92,8 @@ class ChangeReport:
     ) -> None:
         """Write the DICOM report on the changes since the earlier visit.
 
-        Its UIDs depend on the comparison, so that an archive keeps reports of different
-        comparisons.
+        The UIDs of the report depend on the comparison, so that an archive keeps reports of
+        different comparisons.
 
         Args:
             prediction: The prediction of the later visit.

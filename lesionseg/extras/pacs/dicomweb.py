@@ -353,9 +353,9 @@ class DicomWeb:
     def _check_answer(self, answer: "Response", **_: object) -> None:
         """Limit the size and the time of an answer's body, and check a redirection.
 
-        This is the response hook of requests, called before the body is read and before a
-        redirection is followed. Status 409 of a stored result is turned into 202, because a search
-        then decides if the server has the result.
+        The method is the response hook of the package `requests`, called before the body is read
+        and before a redirection is followed. Status 409 of a stored result is turned into 202,
+        because a search then decides if the server has the result.
 
         Raises:
             ResourceError: If the server redirects results to another host.
@@ -380,8 +380,8 @@ class DicomWeb:
     def _read_body(self, raw: Any, n_bytes: int, decode_content: bool) -> Iterator[bytes]:
         """Yield the body of an answer in blocks of at most `n_bytes`, as they arrive.
 
-        It replaces the method `stream` of urllib3's response `raw`. The size counts from the last
-        answer or, while a series is fetched, from the last image.
+        The generator replaces the method `stream` of urllib3's response `raw`. The size counts from
+        the last answer or, while a series is fetched, from the last image.
 
         Raises:
             ResourceError: If the body is too large or takes too long.
@@ -402,8 +402,8 @@ def _make_client(
 ) -> "DICOMwebClient":
     """Make a DICOMweb client that signs in with the credentials of the environment.
 
-    These are the token, or user and password. Without them, requests reads the netrc file. The logs
-    of the packages are switched off.
+    The credentials are the token, or user and password. Without them, requests reads the netrc
+    file. The logs of the packages are switched off.
 
     Args:
         prefix: The beginning of messages, which names the setting.

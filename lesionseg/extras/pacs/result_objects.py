@@ -219,8 +219,8 @@ class ResultObjects:
     def parameters(self) -> dict[str, str]:
         """The parameters of the algorithm that both results contain, by name.
 
-        These are the digest of the bundle, the name and score of the operating point if there is
-        one, and the intended use.
+        The parameters are the digest of the bundle, the name and score of the operating point if
+        there is one, and the intended use.
         """
         parameters = {"bundle": self.origin.bundle}
         point = self.prediction.operating_point
@@ -240,7 +240,8 @@ class ResultObjects:
     def tracking_name(self, candidate: Candidate) -> str:
         """Return the name of a candidate in segmentation and report, such as "lesion 7".
 
-        It consists of label and id. A long label is cut so that the name has at most 64 characters.
+        The name consists of label and id. A long label is cut so that the name has at most 64
+        characters.
         """
         number = f" {candidate.id}"
         name = _label_name(self.labels, candidate.label)
@@ -367,7 +368,7 @@ class ResultObjects:
     ) -> sr.Comprehensive3DSR:
         """Make the report (SR), which contains the measurements of each accepted candidate.
 
-        It is a Measurement Report of the template TID 1500.
+        The report is a Measurement Report of the template TID 1500.
 
         Args:
             segmentation: The segmentation, or None.
@@ -415,7 +416,7 @@ class ResultObjects:
     def _make_comment(self, remark: str) -> str:
         """Return the comment of the report, a text for readers.
 
-        It contains these sentences, as far as they apply: intended use, number of accepted
+        The comment contains these sentences, as far as they apply: intended use, number of accepted
         candidates with the operating point, zones in which candidates are accepted, warning about
         the scan, and `remark`.
         """

@@ -75,8 +75,8 @@ class AccessLog:
 def _route(scope: Scope) -> str:
     """Return the path of a request for the log, without names of patients.
 
-    It is the pattern of the route that answered, such as `/session/{key}`. For a file of the viewer
-    it is `/niivue/`, and for a request that no route answered `_OTHER`.
+    The logged path is the pattern of the route that answered, such as `/session/{key}`. For a file
+    of the viewer it is `/niivue/`, and for a request that no route answered `_OTHER`.
     """
     route = scope.get("route")
     if route is not None:

@@ -110,8 +110,8 @@ class _Server:
     async def new_folder(self) -> AsyncIterator[Path]:
         """Yield an empty folder for one request, and reserve a place in the queue meanwhile.
 
-        This is a dependency of FastAPI: it runs before the body of the request is read. The folder
-        is removed after the answer.
+        The function is a dependency of FastAPI: it runs before the body of the request is read. The
+        folder is removed after the answer.
 
         Raises:
             HTTPException: If the queue is full (status 503).
@@ -309,7 +309,7 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
 def write_example(folder: Path, plan: Plan) -> None:
     """Write a simulated scan that suits the model into `folder`, for a first try of the server.
 
-    It is a CT, an MRI or, for a 2-D model, a radiograph. All its channels are equal.
+    The scan is a CT, an MRI or, for a 2-D model, a radiograph. All its channels are equal.
     """
     simulate: Callable[..., None] = write_xray_phantoms
     shape: tuple[int, ...] = (256, 256)

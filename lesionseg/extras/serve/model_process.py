@@ -51,8 +51,8 @@ class ModelProcess:
     def _load_in(self, child: ChildProcess) -> "Plan":
         """Load the model in a process, and return the plan of the model.
 
-        This runs in a thread that waits for the process. If the model cannot be loaded, the process
-        is ended.
+        The method runs in a thread that waits for the process. If the model cannot be loaded, the
+        process is ended.
 
         Args:
             child: The process.

@@ -274,9 +274,9 @@ def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
 def _check_zip_directory(file: Any) -> None:
     """Raise `ContentError` if the directory of a zip, which lists its files, is too large.
 
-    This is checked before `zipfile` opens the zip, because it then reads the complete directory
-    into memory. Private functions of `zipfile` find the end record, which states the size of the
-    directory.
+    The size is checked before `zipfile` opens the zip, because `zipfile` then reads the complete
+    directory into memory. Private functions of `zipfile` find the end record, which states the size
+    of the directory.
     """
     # also of zips above 4 GB; None if the file is no zip, which `zipfile` reports later
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
@@ -334,8 +334,8 @@ def _slice_suffix(name: Path) -> str:
 def _is_hidden(member: zipfile.ZipInfo) -> bool:
     """Return True for a file of a zip that is not part of a scan.
 
-    These are hidden files, files that macOS adds, and the index of a DICOM CD. The names of all
-    folders of the file count, too.
+    Such files are hidden files, files that macOS adds, and the index of a DICOM CD. The names of
+    all folders of the file count, too.
     """
     parts = Path(member.filename).parts
     return any(part.startswith((".", "__MACOSX", "DICOMDIR")) for part in parts)

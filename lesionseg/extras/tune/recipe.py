@@ -312,8 +312,9 @@ class SharedStudy:
     def _enqueue_first_pair(self) -> None:
         """Put the pair of the settings into Optuna's queue, so that the search begins with it.
 
-        This is done only once: not if a trial of this pair is finished, running or waiting in the
-        queue. A trial that was killed or failed does not count, so that the pair is tried again.
+        The pair is put there only once: not if a trial of this pair is finished, running or waiting
+        in the queue. A trial that was killed or failed does not count, so that the pair is tried
+        again.
         """
         if self.first_pair is None:
             return
@@ -457,10 +458,10 @@ def check_tuning(cfg: TuneConfig) -> None:
 def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     """Return the groups of settings whose `alpha` and `gamma` a trial changes.
 
-    These are "loss" for a model that segments, and "detection" for a model that detects. A model
-    with both heads has both groups. A trial gives both the same pair, because a search has two
-    dimensions. The first trial uses the pair of the first group. Detection with `hard_negatives`
-    has no α and γ, and is left out.
+    The groups are "loss" for a model that segments, and "detection" for a model that detects. A
+    model with both heads has both groups. A trial gives both the same pair, because a search has
+    two dimensions. The first trial uses the pair of the first group. Detection with
+    `hard_negatives` has no α and γ, and is left out.
 
     Raises:
         ConfigError: If a segmentation loss has no α and γ, no group remains, or a loss has an α per
@@ -637,8 +638,8 @@ def write_results(
 def _conclude(search: TuningSearch, context: Mapping[str, Any]) -> Sequence[str]:
     """Return the conclusions of the search as paragraphs, for the page and the terminal.
 
-    They state the best and the recommended pair with intervals, and how far to trust them. If no
-    trial has found a lesion, the only paragraph is advice.
+    The conclusions state the best and the recommended pair with intervals, and how far to trust
+    them. If no trial has found a lesion, the only paragraph is advice.
 
     Args:
         search: The search.

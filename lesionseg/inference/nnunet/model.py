@@ -274,9 +274,9 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
     itself. `where` is the path of `plans.json` for messages.
     """
     if name not in plans.configurations:
-        known = ", ".join(plans.configurations) or "none"
+        names = ", ".join(plans.configurations) or "none"
         raise BundleError(
-            f"{where}: the configuration {name!r} is missing (it has {known}). Use plans and "
+            f"{where}: the configuration {name!r} is missing (it has {names}). Use plans and "
             "checkpoints of one training."
         )
     content: dict[str, Any] = {}
@@ -521,9 +521,9 @@ def _convert_resampling(function: str, options: Mapping[str, Any], where: str) -
 def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
     """Return the spacing in mm of the plan's grid, which is used for tables and memory estimates.
 
-    It has `dims` numbers. A 2-D network that segments slices of volumes states no slice distance.
-    The median slice distance of the training scans is then used, or 1 mm if it is not stated. Each
-    number is clipped to the range that a plan accepts.
+    The spacing has `dims` numbers. A 2-D network that segments slices of volumes states no slice
+    distance. The median slice distance of the training scans is then used, or 1 mm if it is not
+    stated. Each number is clipped to the range that a plan accepts.
     """
     spacing = recipe.spacing
     if len(spacing) < dims:

@@ -444,11 +444,11 @@ def _move_to_mask_grid(
     channels = []
     for channel in range(first_channel, len(voxels.values)):
         p = voxels.values[channel].astype(float)
-        rest = 1 - p
+        p_of_others = 1 - p
         if not are_regions:
-            rest = np.delete(voxels.values, channel, axis=0).sum(axis=0, dtype=float)
+            p_of_others = np.delete(voxels.values, channel, axis=0).sum(axis=0, dtype=float)
         chosen = by_index[p[by_index] >= _LOWEST]
-        with_ranks = rank_sure(p[chosen], rest[chosen])
+        with_ranks = rank_sure(p[chosen], p_of_others[chosen])
         channels.append(SparseProbabilities(order.shape(shape), index[chosen], with_ranks))
     return channels
 

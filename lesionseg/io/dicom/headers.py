@@ -245,7 +245,7 @@ def image_header(file: Path) -> "Header | None":
 def read_series_uid(file: Path) -> str:
     """Return the SeriesInstanceUID of a file with a damaged header.
 
-    It shows to which series the file belongs. Return "" if it is absent or cannot be read.
+    The UID shows to which series the file belongs. Return "" if it is absent or cannot be read.
     """
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -194,10 +194,10 @@ def _apply_values_of_interest(
 ) -> Numbers:
     """Convert values to the grey values that a viewer shows, by the values of interest (VOI).
 
-    These are a table (VOILUTSequence) or, without one, the first usable window. A window consists
-    of the centre and width of the range that is shown as greys. It is not usable if it reduces an
-    image with greys to black and white. The values stay unchanged if there is neither a table nor a
-    usable window.
+    The values of interest are a table (VOILUTSequence) or, without one, the first usable window. A
+    window consists of the centre and width of the range that is shown as greys. It is not usable if
+    it reduces an image with greys to black and white. The values stay unchanged if there is neither
+    a table nor a usable window.
 
     Args:
         grey: The values of the modality.

@@ -142,8 +142,8 @@ class DicomSlice:
     def plane(self) -> Numbers:
         """The properties that all slices of a stack have in common, as a vector `[10]`.
 
-        These are the 6 numbers of the directions, the logarithms of the pixel size (a difference of
-        logarithms is a relative difference), and the shape, as `_PLANE` names them.
+        The vector contains the 6 numbers of the directions, the logarithms of the pixel size (a
+        difference of logarithms is a relative difference), and the shape, as `_PLANE` names them.
         """
         return np.concatenate([self.directions.ravel(), np.log(self.pixel_mm), self.shape])
 
@@ -277,8 +277,10 @@ def series_headers(path: Path, warnings: ReaderWarnings | None = None) -> dict[P
         if is_only_series or read_series_uid(file) in ("", *uids):
             raise problem
     if not wanted:
-        known = sorted({_PREFIX + text(header, "SeriesNumber") for header in headers.values()})
-        content = f" The folder contains {', '.join(known)}." if known else ""
+        series_names = sorted(
+            {_PREFIX + text(header, "SeriesNumber") for header in headers.values()}
+        )
+        content = f" The folder contains {', '.join(series_names)}." if series_names else ""
         raise ReadError(
             f"{path}: no DICOM image was found.{content} Name another series or folder."
         )

@@ -33,8 +33,8 @@ _NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events", "instances", "r
 def is_bids(root: Path) -> bool:
     """Return True if a folder looks like a BIDS dataset with masks.
 
-    It contains a file `sub-*_label-*` at any depth. If this file is no lesion mask, `read_bids`
-    finds no case.
+    Such a folder contains a file `sub-*_label-*` at any depth. If this file is no lesion mask,
+    `read_bids` finds no case.
     """
     return next(root.glob("**/sub-*_label-*"), None) is not None
 
@@ -197,6 +197,7 @@ def _find_images(root: Path, session: str, mask: Path) -> dict[str, Path]:
         images: dict[str, list[Path]] = {}
         for file in sorted(folder.rglob(f"{session}_*")):
             suffix = strip_suffix(file).rpartition("_")[2]
+            # `label-` is an entity of masks
             if is_image_file(file) and "label-" not in file.name and suffix not in _NOT_CHANNELS:
                 images.setdefault(suffix, []).append(file)
         image_of_suffix = {

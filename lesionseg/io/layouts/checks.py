@@ -123,9 +123,9 @@ def find_unread_files(
 ) -> list[Finding]:
     """Return a finding that lists the files of a folder in unknown formats, or [] without any.
 
-    It tells the user which images would have to be converted. Hidden files, texts and files without
-    a suffix are not listed. Neither are files with the voxels of a header file, such as `.raw` of
-    `.mhd`.
+    The finding tells the user which images would have to be converted. Hidden files, texts and
+    files without a suffix are not listed. Neither are files with the voxels of a header file, such
+    as `.raw` of `.mhd`.
 
     Args:
         folder: The folder with images. Its subfolders are not searched.
@@ -134,8 +134,10 @@ def find_unread_files(
     """
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in entries if not path.is_dir()]
-    known = (*SUFFIXES, *usual, *TEXT_SUFFIXES)
-    unread = [path for path in files if path.suffix and not path.name.lower().endswith(known)]
+    known_endings = (*SUFFIXES, *usual, *TEXT_SUFFIXES)
+    unread = [
+        path for path in files if path.suffix and not path.name.lower().endswith(known_endings)
+    ]
     if unread:  # `voxel_files` opens header files, so it is called only if necessary
         unread = sorted({*unread} - voxel_files(files))
     kinds = {path.suffix for path in unread}

@@ -364,8 +364,8 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
     for file, content in contents:
         rows += _read_rows(root, file, content, ids, label_of, findings)
         keys = {str(key) for image in content.images for key in image}
-        known = tuple(_Image.model_fields)
-        findings += column_findings(file.path, keys, known, "is used for subgroups only")
+        known_keys = tuple(_Image.model_fields)
+        findings += column_findings(file.path, keys, known_keys, "is used for subgroups only")
     listed = [row.files.images[0] for row in rows if row.files.images]
     findings += _find_unlisted(root, listed, files)
     findings += _find_crowds(root, rows)
@@ -431,7 +431,9 @@ def _read_rows(
         findings: Receives the findings.
     """
     n_images_of_id = Counter(_entry_id(record, "id") for record in content.images)
-    no_finding_ids = [str(one.id) for one in content.categories if NO_FINDING.fullmatch(one.name)]
+    no_finding_ids = [
+        str(category.id) for category in content.categories if NO_FINDING.fullmatch(category.name)
+    ]
     case_of: dict[str, str] = {}
     lesions_of: dict[str, dict[str, list[AnnotatedLesion]]] = {}  # by image and reader
     rows: list[Row] = []
@@ -546,7 +548,7 @@ def _find_unlisted(
 def _find_crowds(root: Path, rows: Iterable[Row]) -> list[Finding]:
     """Return a finding that counts the ignored regions (`iscrowd`), or [] without any.
 
-    It warns the user because some programs write lesions as ignored regions by mistake.
+    The finding warns the user because some programs write lesions as ignored regions by mistake.
     """
     cases: list[str] = []
     for row in rows:

@@ -154,9 +154,9 @@ def _read_rows(
             with collect_errors(findings, case, where):
                 rows.append(_read_row(root, case, parse_as(_Entry, entry), _LISTS[key], where))
     # each set of keys is checked once, because most entries have the same keys
-    known = tuple(_Entry.model_fields)
+    known_keys = tuple(_Entry.model_fields)
     for keys in sorted(map(sorted, keys_of_entries)):
-        misspelt = column_findings(path, keys, known, effect="is not used")
+        misspelt = column_findings(path, keys, known_keys, effect="is not used")
         findings += [finding for finding in misspelt if finding not in findings]
     return rows
 
@@ -196,8 +196,8 @@ def _read_or_number_labels(root: Path, rows: list[Row]) -> Labels:
 def _case_id(root: Path, entry: Mapping[str, Any]) -> str:
     """Return the case id of an unchecked entry, so that errors in the entry can name its case.
 
-    It is `case` of the entry, otherwise the file name of the first image without its suffix. Return
-    "" if the entry has neither.
+    The id is `case` of the entry, otherwise the file name of the first image without its suffix.
+    Return "" if the entry has neither.
     """
     image_entry = entry.get("image") or ""
     image = image_entry[0] if isinstance(image_entry, list) else image_entry

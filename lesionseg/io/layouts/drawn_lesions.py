@@ -81,11 +81,15 @@ def read_annotated_reference(
     annotated: CaseLesions = files.annotations[LESIONS_KEY]
     shape = geometry.shape
     _require_annotated_size(files.images[0], annotated.size, geometry)
-    lesions_in_pixels = [_to_pixels(one, files.images[0], geometry) for one in annotated.lesions]
-    lesions = [one for one in lesions_in_pixels if not one.is_ignored]
-    ignored_regions = [one for one in lesions_in_pixels if one.is_ignored]
+    lesions_in_pixels = [
+        _to_pixels(lesion, files.images[0], geometry) for lesion in annotated.lesions
+    ]
+    lesions = [lesion for lesion in lesions_in_pixels if not lesion.is_ignored]
+    ignored_regions = [lesion for lesion in lesions_in_pixels if lesion.is_ignored]
     ignore = _draw_ignored(ignored_regions, shape) if ignored_regions else None
-    labels = np.array([1 if one.label in merged else one.label for one in lesions], np.int64)
+    labels = np.array(
+        [1 if lesion.label in merged else lesion.label for lesion in lesions], np.int64
+    )
     boxes = _clipped_boxes(lesions, shape)
     # for each pixel, the lesion id from 1 in the order of `lesions`, 0 for the background
     if files.reference is not None:
@@ -240,7 +244,7 @@ def _clipped_boxes(
         ContentError: If a box is empty or outside the image. The message names the first such
             annotation.
     """
-    boxes = [clip_boxes(one.box, shape, one.where) for one in lesions]
+    boxes = [clip_boxes(lesion.box, shape, lesion.where) for lesion in lesions]
     # the empty array gives a result for no lesions, too
     return np.concatenate([np.zeros((0, 2 * len(shape)), np.float32), *boxes])
 
@@ -370,7 +374,7 @@ def _read_instances(
         )
     # 0 for a lesion without `mask_value`, which is an error below
     id_of_value = {
-        int(one.mask_value or 0): lesion_id for lesion_id, one in enumerate(lesions, start=1)
+        int(lesion.mask_value or 0): lesion_id for lesion_id, lesion in enumerate(lesions, start=1)
     }
     unknown = sorted({int(value) for value in np.unique(mask)} - {0, *id_of_value})
     if unknown or len(id_of_value) < len(lesions) or 0 in id_of_value:
@@ -396,8 +400,8 @@ def draw_outlines(
 ) -> list[DrawnPart]:
     """Draw the polygons or run lengths of each lesion and return the drawing, cropped to its box.
 
-    It runs in the worker process. Lesions are drawn one after the other, so that only one array of
-    the size of the image exists at a time.
+    The function runs in the worker process. Lesions are drawn one after the other, so that only one
+    array of the size of the image exists at a time.
 
     Args:
         _: The name of the job, which the worker needs as first argument.

@@ -87,7 +87,7 @@ def read_nnunet_labels(path: Path) -> Labels:
 def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, ...], Labels]:
     """Return the channel names and the labels from the content of a `dataset.json`.
 
-    It is used for the files of trained nnU-Net models, too.
+    The function is used for the files of trained nnU-Net models, too.
 
     Args:
         content: The parsed JSON.

@@ -82,8 +82,8 @@ _FORMATS = (
 def describe_other_format(root: Path) -> str:
     """Return a sentence that names a file in another program's format, and how to convert it.
 
-    It is part of the error message for a folder without known layout. The folder and two levels of
-    subfolders are searched. Return "" if no file has such a format.
+    The sentence is part of the error message for a folder without known layout. The folder and two
+    levels of subfolders are searched. Return "" if no file has such a format.
     """
     # row[1] is the suffix of a format
     texts = {suffix: _read_starts(root, suffix) for suffix in {row[1] for row in _FORMATS}}

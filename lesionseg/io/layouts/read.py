@@ -298,15 +298,15 @@ def _log_summary(dataset: Dataset) -> None:
     if len(cases) == len(patients) > 1:  # perhaps the patients are not known
         size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.layout, size)
-    if partly := [case for case in cases if case.annotated]:
-        logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
+    if partly_annotated := [case for case in cases if case.annotated]:
+        logger.info("Not all labels are annotated in %s.", count(len(partly_annotated), "case"))
 
 
 def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) -> Dataset | None:
     """Return the dataset that the masks of a folder belong to, as masks in nnU-Net's `labelsTs`.
 
-    It is used to evaluate against a folder of masks: the dataset has the names of the labels, the
-    value to ignore, the regions and the roles, which the masks do not contain.
+    The function is used to evaluate against a folder of masks: the dataset has the names of the
+    labels, the value to ignore, the regions and the roles, which the masks do not contain.
 
     - The dataset is read from the parent of the folder with the masks.
     - Masks without an image in the dataset are cases, too. In an nnU-Net dataset, the whole folder
@@ -355,4 +355,4 @@ def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) ->
             folder,
         )
         return None
-    return replace(dataset, cases=tuple(cases), may_lack=True)
+    return replace(dataset, cases=tuple(cases), may_lack=True)  # channels

@@ -117,8 +117,8 @@ def _mean_box(boxes: Sequence[AnnotatedLesion]) -> Corners:
 def _iou(one: Corners, other: Corners) -> float:
     """Compute the intersection over union of two boxes. It is 0 if both have no area.
 
-    It is computed without arrays, which would be slower for the few boxes of a case. The unit of
-    the boxes does not matter, because a factor of an axis cancels.
+    The IoU is computed without arrays, which would be slower for the few boxes of a case. The unit
+    of the boxes does not matter, because a factor of an axis cancels.
     """
     dims = len(one) // 2  # a box has all starts, then all stops
     ends = zip(one[:dims], one[dims:], other[:dims], other[dims:], strict=True)

@@ -148,11 +148,12 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
             name=table.name or root.name,
             root=root,
             layout=table.layout or layout,
+            # 2 if no image can be read, which is reported for each case later
             dims=count_axes((files.images[0] for files in cases), default=2),
             channel_names=table.channel_names,
             labels=_without_no_finding(table.labels, findings),
             cases=tuple(cases),
-            may_lack=rules.get("may_lack", False),
+            may_lack=rules.get("may_lack", False),  # channels
             split_file=table.split_file,
             nan_background=rules.get("nan_background", False),
             grid_of_image=rules.get("grid_of_image", False),

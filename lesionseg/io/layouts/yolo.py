@@ -68,8 +68,8 @@ class _DataFile(BaseModel):
 def find_yolo(root: Path) -> Path | None:
     """Return the file that lists classes and image folders of a YOLO dataset, or None without one.
 
-    Its name is data.yaml or dataset.yaml (or .yml), and it has the key `names`. A file that cannot
-    be read is returned, too, so that `read_yolo` reports the error.
+    The file has the name data.yaml or dataset.yaml (or .yml), and the key `names`. A file that
+    cannot be read is returned, too, so that `read_yolo` reports the error.
     """
     for name in _FILES:
         path = root / name

@@ -171,8 +171,8 @@ class PredictionFolder:
     ) -> CaseRow | None:
         """Check that results of a scan may be written under a case id, and whether they exist.
 
-        It is called before the scan is predicted. Files that a killed program left under this id
-        are finished or removed first, see `recover`.
+        The method is called before the scan is predicted. Files that a killed program left under
+        this id are finished or removed first, see `recover`.
 
         Args:
             case: The case id.
@@ -277,13 +277,13 @@ class PredictionFolder:
     def finish_time(self, case: str) -> str:
         """Return the local time at which a case was finished, in ISO 8601 with the time zone.
 
-        It is the modification time of the candidate file, which is written last.
+        The time is the modification time of the candidate file, which is written last.
         """
         time = datetime.fromtimestamp(self.candidate_file(case).stat().st_mtime)
         return time.astimezone().isoformat(timespec="seconds")
 
     def rows(self) -> list[CaseRow]:
-        """Return the rows of all cases that `predict` has written. They have a digest of the scan.
+        """Return the rows of all cases that `predict` has written, which have a digest of the scan.
 
         Candidate files of other programs have no digest and are left out.
         """
@@ -389,7 +389,7 @@ class PredictionFolder:
     def _present_files(self, case: str, endings: Sequence[str]) -> list[str]:
         """Return the names of the files of a case that exist in the folder or at the URL.
 
-        These are files `<case><ending>`, in the order of `endings`, then the BIDS mask and sidecar.
+        The names are `<case><ending>`, in the order of `endings`, then the BIDS mask and sidecar.
         """
         names = [f"{case}{ending}" for ending in endings]
         names += [f"{mask_stem(case, 'bids')}{suffix}" for suffix in BIDS_SUFFIXES]

@@ -43,7 +43,8 @@ _OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next t
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     """Return the files of the predicted cases of a folder by case id, see `list_predictions`.
 
-    It raises one error that lists the cases that cannot be used, instead of returning findings.
+    The function raises one error that lists the cases that cannot be used, instead of returning
+    findings.
 
     Raises:
         DatasetError: If the folder is missing or contains no prediction, or a case cannot be used.
@@ -139,7 +140,8 @@ def _with_ids_of_references(
 def find_masks(folder: Path) -> dict[str, Path]:
     """Return the reference mask of each case id in a folder, see `list_masks`.
 
-    It raises one error that lists the masks that cannot be used, instead of returning findings.
+    The function raises one error that lists the masks that cannot be used, instead of returning
+    findings.
 
     Raises:
         DatasetError: If the folder is missing or contains no mask, or a mask cannot be used.
@@ -323,6 +325,6 @@ class PredictionIndex:
 def _result_key(cells: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells that identify a result or failure: case, path, digest and key.
 
-    They find the row of the same result in an earlier table.
+    The cells find the row of the same result in an earlier table.
     """
     return tuple(cells.get(name, "") for name in ("case", "path", "digest", "key"))

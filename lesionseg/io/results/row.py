@@ -121,7 +121,7 @@ class CaseRow:
     def day(self) -> str:
         """The ISO date of the scan: `acquired`, otherwise the date in `finished`.
 
-        It is "" if neither attribute contains a date.
+        The date is "" if neither attribute contains a date.
         """
         for text in (self.acquired, self.finished):
             with suppress(ValueError):
@@ -132,7 +132,8 @@ class CaseRow:
     def scan_uid(self) -> str:
         """DICOM UID that identifies the scan, or "" for other formats.
 
-        It is the UID of the image if the scan is a single DICOM file, otherwise of the series.
+        The UID is that of the image if the scan is a single DICOM file, otherwise that of the
+        series.
         """
         return self.instance_uid or self.series_uid
 
@@ -170,8 +171,8 @@ class CaseRow:
     def replaces(self, failure: "CaseRow") -> bool:
         """Return True if this row makes a failure obsolete that was recorded under its case id.
 
-        It replaces a failure of a scan with the same path. A conflict (`CONFLICT`) must also be of
-        the same scan: it stays if another scan was predicted from this path.
+        The row replaces a failure of a scan with the same path. A conflict (`CONFLICT`) must also
+        be of the same scan: it stays if another scan was predicted from this path.
         """
         if failure.path != self.path:
             return False
@@ -220,7 +221,7 @@ def read_row(path: Path) -> CaseRow:
 def _read_head(path: Path) -> dict[str, Any]:
     """Return the keys of a candidate file that are written before the list of candidates.
 
-    They are parsed without the candidates, because a folder may have many thousand cases with
+    The keys are parsed without the candidates, because a folder may have many thousand cases with
     hundreds of candidates, and each run reads the rows of all cases. If this is not possible, as in
     a file of another program, all keys are returned. Return {} if the JSON is not an object.
     """
