@@ -310,6 +310,7 @@ def _iterate_slabs(channel: NDArray[np.float32], inside: Flags | None) -> Iterat
     If `inside` is None, all intensities are yielded. The rows of a slab have about `_SLAB_VOXELS`
     voxels.
     """
+    # `size / len` are the voxels of a row
     n_rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
     for start in range(0, len(channel), n_rows):
         slab = channel[start : start + n_rows]

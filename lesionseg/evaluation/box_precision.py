@@ -224,8 +224,8 @@ class BoxHits:
         case = self.rows["case"][is_accepted]
         hits = pd.DataFrame(self.hit[_within(low, high)][:, is_accepted].T, index=case.index)
         n_true = hits.astype(np.int64).groupby(case).sum().reindex(names, fill_value=0)
-        both = pd.concat([case, self.tables.lesions["case"]])
-        n_all = both.value_counts().reindex(names, fill_value=0)
+        candidates_and_lesions = pd.concat([case, self.tables.lesions["case"]])
+        n_all = candidates_and_lesions.value_counts().reindex(names, fill_value=0)
         # TP / (TP + FP + FN) at each IoU; candidates and lesions together are 2·TP + FP + FN
         true = n_true.to_numpy(float)
         result: Numbers = divide(true, n_all.to_numpy(float)[:, np.newaxis] - true).mean(axis=1)

@@ -92,6 +92,7 @@ def compare(
     """
     cases = one.cases["case"].tolist()
     if cases != other.cases["case"].tolist():
+        # the cases of only one of the two models
         unpaired = sorted(set(cases) ^ set(other.cases["case"]))
         difference = f"different cases: {join_names(unpaired, maximum=5)}"
         raise DatasetError(

@@ -657,7 +657,7 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
         of_lesion=shared / other_size,
         common=common,
     )
-    return overlaps.where(np.lexsort((lesion, candidate)))
+    return overlaps.where(np.lexsort((lesion, candidate)))  # the last key is the first criterion
 
 
 def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers) -> Numbers:

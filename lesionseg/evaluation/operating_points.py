@@ -475,7 +475,7 @@ def _promise_sensitivity(tables: "Tables", sensitivity: float) -> tuple[float | 
     missed = np.cumsum(shares) - shares
     is_promised = (missed + 1 <= (1 - sensitivity) * (n + 1) + _ROUNDING) & np.isfinite(scores)
     if is_promised.any():
-        return float(scores[is_promised][-1]), ""
+        return float(scores[is_promised][-1]), ""  # the scores are ascending
     never = shares[~np.isfinite(scores)].sum() / max(n, 1)
     return None, explain_too_few(sensitivity, n) or (
         f"on average {never:.2g} of a patient's lesions have no candidate, too many to promise "
@@ -489,6 +489,7 @@ def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
     The result is the row `recall_per_patient` with its interval. `found` and `lesions` are the
     numbers of found and of all lesions of each patient `[groups]`.
     """
+    # patients without lesions (0 / 0 is NaN) get 0, and do not count
     shares = np.nan_to_num(divide(found, lesions))
     counted = (lesions > 0).astype(float)
     # each patient counts as one item with a value from 0 to 1
@@ -672,7 +673,7 @@ class PointInUse:
     """The operating point that decided which candidates were accepted.
 
     `name` and `score` are None if the prediction's own accepted candidates were taken.
-    `optimistic`: the point was chosen on these cases, or the program was developed on them.
+    `optimistic`: the point was chosen on these cases, or the model was developed on them.
     `reason`: why there is no point; None if there is one. The other fields are those of
     `core.OperatingPoint`.
     """

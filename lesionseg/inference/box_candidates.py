@@ -469,7 +469,7 @@ def _partners(from_voxels: Sequence[Candidate], from_boxes: Sequence[Candidate])
     rows, columns, ious = overlapping_pairs(voxel_boxes, voxel_labels, other_boxes, other_labels)
     partner_of: dict[int, int] = {}
     paired_boxes: set[int] = set()
-    for pair in np.lexsort((columns, rows, -ious)):
+    for pair in np.lexsort((columns, rows, -ious)):  # the last key is the first criterion
         i = int(rows[pair])
         j = int(columns[pair])
         if ious[pair] >= SAME_LESION and i not in partner_of and j not in paired_boxes:

@@ -174,6 +174,7 @@ def row_starts(index: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Integ
     Returns:
         Positions `[n_z · n_y + 1]`. The last one is the length of `index`.
     """
+    # the flat indices at which the rows begin, and the end of the last row
     return np.searchsorted(index, np.arange(shape[0] * shape[1] + 1, dtype=np.int64) * shape[2])
 
 

@@ -291,7 +291,7 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     return Polarity(
         picture=tuple(_unit_length(total).tolist()),
         weights=tuple(weights.tolist()),
-        lowest=min(similarities, default=0.0),
+        lowest=min(similarities, default=0.0),  # 0 if each scan lacks weights of the other scans
         limit=_lowest_accepted(similarities),
     )
 

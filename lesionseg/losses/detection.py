@@ -152,4 +152,5 @@ def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -
     # `places` has one entry per positive anchor, `labels` one row per tile
     n_hardest = NEGATIVES * max(len(targets.places), len(targets.labels))
     hardest = background.topk(min(n_hardest, len(background))).values
+    # `0 * logits.sum()` is a gradient for all outputs, even without anchors
     return loss.index_select(0, targets.places).sum() + hardest.sum() + 0 * logits.sum()

@@ -122,6 +122,7 @@ def info(cfg: InfoConfig) -> InfoOutcome:
         model = model_info(cfg.bundle)
         needs = {"axes": model.plan.dims, "channels": model.plan.channel_names}
         has = {name: dataset[name] for name in needs if dataset.get(name)}
+        # everything that is known of the folder equals what the model needs
         if has and has.items() <= needs.items():
             dataset["fits"] = f"{' and '.join(has)} are those of the model"
         elif has:

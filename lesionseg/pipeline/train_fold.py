@@ -248,6 +248,7 @@ def choose_validated(
         return list(cases)
     with_lesions = [files for files in cases if counts.get(files.case)]
     lesion_free = [files for files in cases if not counts.get(files.case)]
+    # in proportion, but at least n // 2, and no more than there are
     n_with_lesions = min(max(round(n * len(with_lesions) / len(cases)), n // 2), len(with_lesions))
     chosen = _choose_evenly(with_lesions, n_with_lesions)
     chosen += _choose_evenly(lesion_free, n - n_with_lesions)

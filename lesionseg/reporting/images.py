@@ -207,7 +207,7 @@ class CaseFolders:
         """
         files = self._reference_files.get(loaded.case)
         if files is None:
-            # without a folder `reference`, `are_masks` is True
+            # `are_masks` is also True without a folder `reference`, so that this reference is used
             return loaded.reference if self._references.are_masks else None
         return open_reference(files, self._reference_dataset, loaded.image.geometry)
 

@@ -268,7 +268,7 @@ def _false_positive_figure(tables: EvaluationTables) -> KeyFigure:
 def limitations(tables: EvaluationTables, study: Mapping[str, str]) -> str:
     """Return the paragraph on the limitations of the evaluation.
 
-    The paragraph states, for example, that the program was tested without a reader, the number of
+    The paragraph states, for example, that the model was tested without a reader, the number of
     scans that could not be scored, and the questions that study.yaml leaves open.
 
     Args:

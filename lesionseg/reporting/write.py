@@ -314,7 +314,7 @@ def about_lines(
 ) -> list[tuple[str, str]]:
     """Return the section about the test: lines of a name and a text.
 
-    The lines describe the program, the scans, the match rule, the operating point, and the study.
+    The lines describe the model, the scans, the match rule, the operating point, and the study.
     """
     lines = [
         *split_lines(render_lines("identity_rows", identity=identity)),

@@ -501,7 +501,7 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
     group. A new lesion has no rows before, and a lesion that is gone has no rows after. A lesion
     without a partner is left out if it is outside the other visit's field of view.
     """
-    # a graph whose nodes are the lesions before, then the lesions after
+    # a graph whose nodes are the lesions before, then those after, on the common grid (`placed`)
     n_before = len(before.placed)
     n_lesions = n_before + len(after.placed)
     links = _find_links(before.placed, after.placed, overlap)

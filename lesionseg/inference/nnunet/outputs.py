@@ -439,6 +439,7 @@ def _move_to_mask_grid(
         One `SparseProbabilities` per label.
     """
     index = order.flat_index(voxels.index, shape)
+    # `SparseProbabilities` needs ascending indices, which another axis order changes
     by_index = np.argsort(index, kind="stable")
     first_channel = 0 if are_regions else 1  # channel 0 is otherwise the background
     channels = []

@@ -464,7 +464,7 @@ def _read_rows(
             if category_id in no_finding_ids:  # its box may be empty, and this label is left out
                 annotation = {**annotation, "bbox": [0, 0, 1, 1], "segmentation": None}
             lesion = parse_as(_Annotation, annotation).lesion(label_of[category_id], where)
-            if image_id in lesions_of:  # otherwise the entry of the image is wrong
+            if image_id in lesions_of:  # not if the image has a wrong entry
                 lesions_of[image_id].setdefault(lesion.reader, []).append(lesion)
     # an image without annotations and readers gets a row without lesions: it is lesion-free
     for image_id, by_reader in lesions_of.items():

@@ -121,7 +121,7 @@ def read_annotated_reference(
         boxes=boxes[is_visible],
         box_labels=visible_labels,
         ignore=None if ignore is None else ignore & (lesion_ids == 0),
-        # also of lesions without a pixel
+        # the boxes of all lesions, also of lesions without a pixel
         annotated_boxes=_annotated_boxes(lesions, labels),
     )
 
