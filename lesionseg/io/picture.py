@@ -1,4 +1,4 @@
-"""Pixels of a picture to grey values or labels: palette, opacity, equal colours, orientation.
+"""Pixels of a picture to grey values or labels: refused palette, opacity, colours, orientation.
 
 The values are those that a viewer shows. They do not depend on format, compression or depth.
 """

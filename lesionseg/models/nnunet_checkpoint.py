@@ -1,5 +1,6 @@
-"""Checkpoint of nnU-Net v2 or nnssl: weights by our names, architecture from their shapes.
+"""Checkpoints accepted by `model.init_from` (nnU-Net v2, nnssl): recognised, read, renamed.
 
+The architecture is derived from the shapes of the weights. `training.initial_weights` copies them.
 Checkpoints of nnU-Net v2 and of nnssl (its ResEnc, as of OpenMind, arXiv 2412.17041) are read
 without running code. Their plain and residual encoder U-Nets are our U-Nets with `layout: nnunet`.
 Only the biases of convolutions before an instance norm are left out, because the norm removes them.

@@ -1,4 +1,7 @@
-"""One scan in `predict`: steps, status (done, warned, blank, failed), unchanged results."""
+"""One scan in `predict`: steps, status, unchanged results, scans that fit into memory together.
+
+A scan has the status done, warned, blank or failed.
+"""
 
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Cut-outs around a lesion: side in mm, grey window, outlines, scale bar, orientation.
+"""Cut-outs around a lesion: side in mm, grey window, outlines and their colours, scale bar.
 
-The orientation is that of radiology. `write_preview` draws the preview of `predict`.
+The cut-outs have the orientation of radiology. `write_preview` draws the preview of `predict`.
 """
 
 import base64

@@ -1,6 +1,6 @@
-"""`model.init_from`: weights of a bundle or a checkpoint copied before a training, and logged.
+"""`model.init_from`: copies weights of a bundle or a checkpoint that has been read, logs which.
 
-Checkpoints are those of nnU-Net or nnssl.
+`models.nnunet_checkpoint` recognises and reads the checkpoints of nnU-Net and nnssl.
 """
 
 import logging
