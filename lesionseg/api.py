@@ -140,7 +140,7 @@ class Run:
 
         Args:
             output: The folder of the report.
-            settings: See `lesionseg.report`.
+            settings: Settings of `lesionseg report`, written as for `train`.
         """
         return report(self.folder, output, **settings)
 
@@ -159,7 +159,7 @@ def prepare(root: StrPath, *, progress: bool = False, **settings: Any) -> "Plan 
     Args:
         root: The dataset's folder.
         progress: Draw progress bars on the terminal.
-        settings: See `train`.
+        settings: The settings of the command by name, written as for `train`.
 
     Returns:
         The plan, or with `check=True` the findings.
@@ -207,7 +207,7 @@ def predict(
         input: A scan or a folder of scans.
         output: The folder of the results.
         progress: Draw a progress bar on the terminal.
-        settings: See `train`.
+        settings: The settings of the command by name, written as for `train`.
 
     Returns:
         A row per case, as in `predictions.csv`, or in the table of the shard. The column `status`
@@ -250,7 +250,7 @@ def evaluate(
         prediction: The folder of predictions, named by case.
         output: The folder of scores and tables.
         progress: Draw a progress bar on the terminal.
-        settings: See `train`.
+        settings: The settings of the command by name, written as for `train`.
 
     Returns:
         The scores and tables.
@@ -280,7 +280,7 @@ def follow(
         after: The folder of masks of the later visit, with the same names.
         output: The folder of tables and the page. It must be given.
         progress: Draw a progress bar on the terminal.
-        settings: See `train`.
+        settings: The settings of the command by name, written as for `train`.
 
     Returns:
         A row per lesion, as in `changes.csv`; none if the masks are empty.
@@ -309,7 +309,7 @@ def report(
             `predict`, for the month page.
         output: The folder of the page.
         progress: Draw a progress bar on the terminal.
-        settings: See `train`.
+        settings: The settings of the command by name, written as for `train`.
 
     Returns:
         The path of `report.html`, or of `month.html`.

@@ -977,7 +977,9 @@ def settings_of(
     if composed is None:
         choices = chosen_options(command, values)
         composed = defaults(command, choices)
-    # merged before `composed`, so that no section replaces a key that was given before it
+    # The values are merged with each other before they are merged with `composed`. Otherwise, in
+    # {"a.b": 1, "a": {"_target_": "other.Class"}}, the class would replace the section `a` of
+    # `composed` together with the b that was set just before (`_merge_sections`).
     merged_values: dict[str, Any] = {}
     for key, value in values.items():
         if key not in choices:

@@ -102,7 +102,7 @@ class _Lesion:
 
     Attributes:
         box: The voxels around it.
-        share: The share 0..1 of each voxel in the box that it covers.
+        share: The fraction of each voxel in the box (0..1) that it covers.
         diameter_mm: The diameter of a ball of its volume, before tissue restricted it.
     """
 
@@ -151,7 +151,7 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
 
 
 def coverage(depth_mm: Field, width_mm: float) -> Field:
-    """Return the share 0..1 of each voxel that is inside a surface, so that edges are smooth.
+    """Return which fraction of each voxel (0..1) is inside a surface, so that edges are smooth.
 
     Args:
         depth_mm: Distance from the voxel's centre to the surface, positive inside.
@@ -208,7 +208,7 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
 
 
 def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field) -> Field:
-    """Draw an irregular lesion and return the share 0..1 of each voxel that it covers.
+    """Draw an irregular lesion and return which fraction of each voxel (0..1) it covers.
 
     Each voxel is divided into `SUBSAMPLES` points along each axis. The innermost points belong to
     the lesion, as many as the volume requires.
@@ -253,7 +253,7 @@ def place_at(
 
     Args:
         centre: The voxel at which the middle of the lesion's box is placed.
-        share: The lesion, as `lesion_share` returns it.
+        share: The fraction of each voxel that the lesion covers (`lesion_share`).
         tissue: Share 0..1 of tissue in each voxel.
         labels: The lesions that were placed before, as positive numbers.
         gap: Minimum number of voxels to other lesions and to the border of the volume.
@@ -463,7 +463,7 @@ def write_mri_phantoms(
 
 
 def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
-    """Draw winding vessels, and return the share 0..1 of each voxel that they cover.
+    """Draw winding vessels, and return which fraction of each voxel (0..1) they cover.
 
     The vessels follow the lines on which two random fields are both 0.
 

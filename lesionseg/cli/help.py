@@ -72,8 +72,8 @@ def help_page(command: str, program: str | None, topic: str) -> str:
     sections = {key.partition(".")[0] for key in line_of if "." in key}
     lines = _group_lines(topic, options_of[topic]) if topic in options_of else []
     if topic in sections:  # a command may add settings to a group
-        of_section = [line for key, line in line_of.items() if key.startswith(f"{topic}.")]
-        lines += [f"{topic}.key=value:", *_fit_lines(of_section)]
+        lines_of_section = [line for key, line in line_of.items() if key.startswith(f"{topic}.")]
+        lines += [f"{topic}.key=value:", *_fit_lines(lines_of_section)]
     if lines:
         return "\n".join(lines)
     if topic == _EVERYTHING:

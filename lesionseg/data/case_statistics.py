@@ -169,7 +169,7 @@ class _SharedMemory:
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
         self._n_reading = 0
-        self._largest = 0  # bytes of the largest case so far; 0 if none was read
+        self._largest = 0  # bytes of the largest case so far; 0 if none was measured
         self._changed = Condition()
 
     @contextmanager
@@ -186,7 +186,10 @@ class _SharedMemory:
                 self._changed.notify_all()
 
     def _fits_another(self) -> bool:
-        """Return True if a further case fits into the memory, or if no case is being read."""
+        """Return True if a further case fits into the memory, or if no case is being read.
+
+        Until a first case has been measured (`_largest` is 0), only one case is read.
+        """
         if self._n_reading == 0:
             return True
         return self._largest > 0 and (self._n_reading + 1) * self._largest <= self.n_bytes

@@ -178,8 +178,9 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     is_sheared = np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3
     if target == list(oriented.spacing_mm) and not is_sheared:
         return oriented
-    # Make the directions orthonormal; the direction of the first axis does not change. This is a QR
-    # decomposition.
+    # Make the directions orthonormal; the direction of the first axis does not change. This is the
+    # QR decomposition whose R has a positive diagonal. That of `np.linalg.qr` may have negative
+    # signs, which would flip axes.
     upper = np.linalg.cholesky(linear.T @ linear).T
     directions = linear @ np.linalg.inv(upper)
     # the length in mm of `oriented` along each of the new directions
@@ -203,13 +204,13 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
     2. The mean is subtracted, and the result is divided by the standard deviation. With `dataset`,
        the scheme contains mean and standard deviation. With `zscore`, they are computed from the
        channel's voxels other than 0, and with all other schemes from all voxels.
-    3. With `local`, the local contrast is added.
+    3. With `local`, each voxel's difference from its surroundings is added to the channel.
 
     With `zscore`, `range` and `local`, a channel becomes 0 if it is constant or has no voxel other
     than 0. With `zscore`, a mask whose voxels are 0 or v becomes −v and 0, because its voxels other
     than 0 have no standard deviation to divide by. Such a mask should have the values 0 and 1.
-    Temporary arrays of a large channel are smaller than half a channel, except with `local`, which
-    needs four channels.
+    Temporary arrays of a large channel are smaller than half a channel, except with `local`: it
+    needs as much memory as four channels.
     """
     for channel, scheme in zip(array, schemes, strict=True):
         inside = None  # all voxels

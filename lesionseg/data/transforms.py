@@ -162,8 +162,8 @@ def add_mask_keys(spec: TransformSpec) -> TransformSpec:
     for name in _PER_KEY:
         values = spec.get(name)
         if isinstance(values, list | tuple) and len(values) == len(keys):
-            of_label = values[list(keys).index("label")]
-            extended[name] = [*values, of_label, of_label]
+            value_of_label = values[list(keys).index("label")]
+            extended[name] = [*values, value_of_label, value_of_label]
     return extended
 
 

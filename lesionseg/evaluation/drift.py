@@ -51,8 +51,8 @@ class WatchedValue:
 
     Attributes:
         rows: The scans that have the value.
-        first: The first scans among `rows`.
-        later: The other scans.
+        first: The rows of the first scans that have the value. The argument has their ids.
+        later: The other rows that have the value.
         low: The smallest value of the usual range; -inf if too few first scans are present.
         high: The largest value of the usual range, or inf.
     """
@@ -66,6 +66,7 @@ class WatchedValue:
     ) -> None:
         self.name = name
         self.rows = [row for row in rows if getattr(row, name) is not None]
+        # the argument `first` has ids, the attribute has the rows of these ids that have the value
         self.first = [row for row in self.rows if row.case in first]
         self.later = [row for row in self.rows if row.case not in first]
         # the usual range: the values of the first scans without the extreme ones
@@ -75,7 +76,7 @@ class WatchedValue:
         self.high = max(usual, default=inf)
 
     def of(self, rows: Sequence[CaseRow]) -> list[float]:
-        """Return the watched value of each of these scans, such as `n_accepted`."""
+        """Return the watched value (`name`) of each of `rows`, such as their `n_accepted`."""
         return [getattr(row, self.name) for row in rows]
 
     def find_drifts(self, in_a_row: int = IN_A_ROW) -> list[Drift]:

@@ -163,11 +163,11 @@ def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> No
         The mean is over the cases that have one of the two labels.
         """
         # `compute_dice` returns None for a case with neither label; `mean` leaves it out, as NaN
-        of_cases = [
+        dice_of_cases = [
             match.compute_dice(match.lesions.labels == drawn, match.candidates.labels == predicted)
             for match in (case.match for case in cases)
         ]
-        return float(pd.Series(of_cases, dtype=float).mean())
+        return float(pd.Series(dice_of_cases, dtype=float).mean())
 
     poor = [label for label in names if dice(label, label) < 0.5]  # other labels are right
     for a, b in combinations(poor, 2):

@@ -675,17 +675,19 @@ def _describe_places(instances: Lesions) -> Cells:
 
 
 def _measure_size(lesions: Lesions, row: int) -> RowCells:
-    """Compute the cells of a lesion for its number of voxels and its extent (`Extent`).
+    """Return the columns of a lesion that state its size: `voxels`, and the fields of `Extent`.
 
-    A lesion with only a box has just the cell `near_resolution`. The cell is True for a lesion of
-    fewer than `NEAR_RESOLUTION_VOXELS` voxels or of one slice, because its size is uncertain.
+    A lesion with only a box, which has 0 voxels, gets just the column `near_resolution`. It is True
+    for a lesion of fewer than `NEAR_RESOLUTION_VOXELS` voxels or of one slice, because its size is
+    uncertain.
     """
     n_voxels = int(lesions.n_voxels[row])
     dims = lesions.geometry.dims
-    if n_voxels:
+    if n_voxels:  # the lesion has a mask
         voxels = lesions.voxels_of(row).astype(np.int64)
         extent = measure_extent(voxels, lesions.geometry.spacing_mm)
         return {"voxels": n_voxels, **extent._asdict()}
+    # only a box, whose voxels are counted instead
     sides = lesions.boxes[row][dims:] - lesions.boxes[row][:dims]
     has_few_voxels = bool(np.prod(sides) < NEAR_RESOLUTION_VOXELS)
     has_one_slice = dims == 3 and bool(sides[through_plane_axis(lesions.geometry.spacing_mm)] <= 1)

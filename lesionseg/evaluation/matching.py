@@ -682,7 +682,7 @@ def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers) -> Numbe
     n_boxes = np.bincount(row[is_of_boxes], minlength=n_rows)
     # a single box overlaps no other one, so its fraction is added like that of a mask
     for number in np.flatnonzero(n_boxes > 1):
-        total[number] = _sum_of_pairs(share[row == number], common[row == number])
+        total[number] = _cover_together(share[row == number], common[row == number])
     return np.minimum(total, 1.0)
 
 
@@ -700,27 +700,33 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: flo
     """
     order = np.argsort(-scores, kind="stable")
 
-    def sum_first(n: int) -> float:
-        """Return the fraction of the lesion that the n pairs with the highest scores cover."""
-        first = order[:n]
-        return _sum_of_pairs(share[first], common[first])
+    def cover_of_highest(n: int) -> float:
+        """Return the fraction of the lesion that the n candidates of the highest scores cover.
 
-    # the share grows with n, so bisection finds the smallest n whose share is enough
-    last = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=sum_first)
+        It is the sum of the fractions that the masks cover, plus the volume of the union of the
+        boxes' intersections with the lesion (`common`), divided by the size of the lesion.
+        """
+        highest = order[:n]  # each pair has another candidate
+        return _cover_together(share[highest], common[highest])
+
+    # the fraction grows with n, so bisection finds the smallest n for which it is enough
+    last = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=cover_of_highest)
     return float(scores[order[last]]) if last < len(order) else NEVER_FOUND
 
 
-def _sum_of_pairs(share: Numbers, common: Numbers) -> float:
-    """Compute the fraction of one lesion, or of one candidate, that its pairs cover together.
+def _cover_together(share: Numbers, common: Numbers) -> float:
+    """Compute the fraction of one lesion that its candidates cover together, or vice versa.
 
-    Fractions of masks are added. Of boxes, the union counts. The arguments are those of
-    `sum_shares`, for the pairs of a single row.
+    Fractions of masks are added. Of boxes, the volume of the union of the intersections counts,
+    divided by the size of the lesion. The arguments are those of `sum_shares`, for the pairs of a
+    single lesion or candidate.
     """
     volumes = _compute_volumes(common)
     has_box = volumes > 0
     if np.count_nonzero(has_box) < 2:
         return float(share.sum())
-    # each share is a volume divided by the size of the same row, so share / volume is constant
+    # each share is the volume of an intersection, divided by the size of the same lesion or
+    # candidate, so share / volume is constant
     share_per_volume = share[has_box][0] / volumes[has_box][0]
     return float(share[~has_box].sum() + share_per_volume * union_volume(common[has_box]))
 

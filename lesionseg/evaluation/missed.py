@@ -239,9 +239,9 @@ class Misses:
         return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), nearest_score=max(scores))
 
     def _find_near_pairs(self, pairs: Rows, row: int) -> Rows:
-        """Select the pairs that come close to finding a missed lesion.
+        """Select the pairs whose candidate comes close to finding a missed lesion.
 
-        A pair is close in these cases:
+        A pair of a candidate and the lesion is close in these cases:
 
         - coverage rule: the candidates of the pairs together cover enough of the lesion, but too
           little of the candidate of this pair is located in lesions

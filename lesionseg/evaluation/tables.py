@@ -410,7 +410,7 @@ class Tables:
 
         Such a case has a prediction and no reference lesion, and its reader looked for all labels.
         """
-        # the share is 0 without a prediction, and below 1 if some labels were not looked for
+        # the fraction of labels that the reader looked for: 1 for all, 0 without a prediction
         result: Flags = ~self.has_lesion & (self.case_share == 1)
         return result
 

@@ -303,19 +303,23 @@ class BoxCollector:
         while True:
             highest = order[:n]
             # for each box, the position of the box into which it is merged, which may be itself
-            keeper = cluster_boxes(boxes[highest], scores[highest], labels[highest], merge_iou)
-            merged = torch.nonzero(keeper == torch.arange(len(keeper)))[:, 0]
+            keeper_of_box = cluster_boxes(
+                boxes[highest], scores[highest], labels[highest], merge_iou
+            )
+            merged = torch.nonzero(keeper_of_box == torch.arange(len(keeper_of_box)))[:, 0]
             if n >= len(order) or len(merged) >= limit:
                 break
             n *= 4  # too few merged boxes: try again with more
         self.n_left_out += len(order) - len(highest)
-        means = _mean_over_readings(scores[highest], keeper, readings[highest], self.n_readings)
+        means = _mean_over_readings(
+            scores[highest], keeper_of_box, readings[highest], self.n_readings
+        )
         merged = merged[means[merged].argsort(descending=True, stable=True)]
         return highest[merged], means[merged]
 
 
 def _mean_over_readings(
-    scores: Tensor, keeper: Tensor, readings: Tensor, n_readings: int
+    scores: Tensor, keeper_of_box: Tensor, readings: Tensor, n_readings: int
 ) -> Tensor:
     """Compute the score of each cluster of overlapping boxes: the mean over all readings.
 
@@ -324,7 +328,7 @@ def _mean_over_readings(
 
     Args:
         scores: Scores of all boxes `[n]`.
-        keeper: For each box, the index of the box that represents its cluster `[n]`.
+        keeper_of_box: For each box, the index of the box that represents its cluster `[n]`.
         readings: The number of the reading of each box `[n]`.
         n_readings: Number of readings.
 
@@ -334,7 +338,7 @@ def _mean_over_readings(
     """
     # a table [n, n_readings] that is filled by flat index
     highest = torch.zeros(len(scores), n_readings)
-    highest.view(-1).scatter_reduce_(0, keeper * n_readings + readings, scores, "amax")
+    highest.view(-1).scatter_reduce_(0, keeper_of_box * n_readings + readings, scores, "amax")
     return highest.mean(dim=1)
 
 

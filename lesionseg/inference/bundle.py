@@ -197,7 +197,7 @@ def ensemble(
 
     Args:
         bundles: The bundles, or folders, zips and addresses that `read_bundle` accepts.
-        architectures: See `read_bundle`.
+        architectures: Factories for architectures that `models.build` does not know, by name.
         trust: Import the classes that the bundles name. They can run any code.
 
     Raises:

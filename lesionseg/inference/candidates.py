@@ -230,9 +230,9 @@ def _find_peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: 
 
     Args:
         p: Probabilities `[n]` of the stored voxels.
-        index: See `find_neighbours`.
-        starts: See `find_neighbours`.
-        shape: See `find_neighbours`.
+        index: Ascending flat indices of the stored voxels.
+        starts: The position in `index` of each row along x (`row_starts`).
+        shape: Shape of the volume in the order z, y, x.
         floor: Lowest probability of a local maximum.
         state: Working memory `[n]`, all `_FREE` before and after the call.
 
@@ -274,9 +274,9 @@ def _grow_regions(
 
     Args:
         p: Probabilities `[n]` of the stored voxels.
-        index: See `find_neighbours`.
-        starts: See `find_neighbours`.
-        shape: See `find_neighbours`.
+        index: Ascending flat indices of the stored voxels.
+        starts: The position in `index` of each row along x (`row_starts`).
+        shape: Shape of the volume in the order z, y, x.
         peaks: Positions in `p` of the peaks, by descending probability.
         state: Filled with the number of each voxel's region; `_FREE` before the call. The voxels of
             a shoulder keep its number, so that later regions do not get them.
@@ -372,9 +372,9 @@ def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent:
     """Unite all pairs of regions that have neighbouring voxels, in the union-find forest `parent`.
 
     Args:
-        index: See `find_neighbours`.
-        starts: See `find_neighbours`.
-        shape: See `find_neighbours`.
+        index: Ascending flat indices of the stored voxels.
+        starts: The position in `index` of each row along x (`row_starts`).
+        shape: Shape of the volume in the order z, y, x.
         region_at: The region number of each voxel in `index`, or `_NO_REGION`.
         parent: The parent of each region, changed in place. The root of a set of united regions is
             its lowest number, which is the region with the highest peak.

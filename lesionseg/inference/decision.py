@@ -64,8 +64,9 @@ class Inferred:
 
         If the grids differ only by flips, axis order and a shift by an integer number of voxels,
         the stored probabilities are copied. Otherwise they are interpolated linearly. The plan's
-        grid may end up to a quarter of a voxel before the file's grid, because it has an integer
-        number of voxels. The outermost probabilities therefore extend by half a voxel; voxels
+        grid has an integer number of voxels, so each of its faces may be up to a quarter of a
+        voxel inside the file's grid. The outermost probabilities therefore also apply outside the
+        plan's grid, at less than half a voxel, which is the limit of the edge rule `near`. Voxels
         farther outside are 0.
 
         Args:
@@ -82,7 +83,7 @@ class Inferred:
             self.plan_geometry,
             self.file_geometry,
             "linear",
-            edge="near",  # extends the outermost probabilities by half a voxel
+            edge="near",  # the outermost probabilities apply up to half a voxel outside the grid
             decode=self.store.decode,
         )
         for rows, with_channel in resampled:
@@ -234,7 +235,8 @@ def find_by_rule(
         rule: The plan's rule for candidates.
         labels: The labels that the network predicts.
         case: The case's id.
-        keep_from: See `find_candidates`.
+        keep_from: Candidates with at least this score are returned even beyond the limit of the
+            rule (`candidate_limit`).
 
     Returns:
         The prediction with all candidates accepted, see `find_candidates`.

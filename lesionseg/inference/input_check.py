@@ -202,9 +202,9 @@ def training_ranges(
     """Make the input check from the training cases, to be stored in the bundle.
 
     The statistics of images come from at most 64 evenly spaced cases with all channels. The
-    statistics of grids come from all scans of the fingerprint. A channel that has no contrast in at
-    least half of these cases is sparse, so that no new scan without contrast in it is unlike the
-    training scans. Return None if fewer than five cases have all channels.
+    statistics of grids come from all scans of the fingerprint. A channel without contrast in at
+    least half of these cases is sparse: a new scan without contrast in it causes no warning of an
+    empty channel. Return None if fewer than five cases have all channels.
     """
     complete = [case for case in cases if not case.missing]
     sampled = complete[:: max(1, math.ceil(len(complete) / N_SCANS))]

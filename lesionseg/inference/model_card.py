@@ -155,11 +155,11 @@ def model_card(
         reasons={**plan.reasons, **selection.reasons},
         performance=[  # role, caution and rows
             (
-                of_role.evaluated_on,
-                _CAUTIONS.get(of_role.evaluated_on, "development data: optimistic"),
-                _performance_rows(of_role),
+                scores_of_role.evaluated_on,
+                _CAUTIONS.get(scores_of_role.evaluated_on, "development data: optimistic"),
+                _performance_rows(scores_of_role),
             )
-            for of_role in scores
+            for scores_of_role in scores
         ],
         provenance=provenance_rows,
     )
@@ -182,11 +182,11 @@ def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
     results = [
         {
             "task": {"type": task},
-            "dataset": {"name": dataset, "type": dataset, "split": of_role.evaluated_on},
+            "dataset": {"name": dataset, "type": dataset, "split": scores_of_role.evaluated_on},
             "metrics": metrics,
         }
-        for of_role in scores
-        if (metrics := _hub_metrics(of_role))
+        for scores_of_role in scores
+        if (metrics := _hub_metrics(scores_of_role))
     ]
     metadata: dict[str, Any] = {
         "license": "unknown",

@@ -67,8 +67,9 @@ def read_on_grid(
         files: The prediction. nnU-Net's probabilities have the grid of the mask next to them.
         geometry: The grid of the reference.
         resample: Resample a prediction on another grid, with a warning.
-        binary: See `open_prediction`.
-        by_image: See `open_prediction`.
+        binary: True if all non-zero values of a mask are one label, see `open_prediction`.
+        by_image: True if grids of equal shape and spacing are the same grid, whatever position
+            their headers state.
 
     Returns:
         The prediction on the grid of the reference. Two 2-D images are assumed to cover the same

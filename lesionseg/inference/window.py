@@ -207,9 +207,9 @@ class SlidingWindow:
         flip_axes = plan.allowed_flips
         self.tile_shape = plan.tile_shape
         self.n_outputs = plan.n_voxel_channels  # channels that `predict` returns for each voxel
-        recipe = plan.nnunet
+        recipe = plan.nnunet  # the plan of an nnU-Net model; None for all other models
         self.is_in_slices = recipe is not None and recipe.network_dims == 2
-        if recipe is not None:
+        if recipe is not None:  # nnU-Net's values replace those above
             flip_axes = recipe.mirror_axes
             # a prepared scan always has three axes, that of a picture with one slice
             self.tile_shape = (1,) * (3 - len(plan.tile_shape)) + plan.tile_shape

@@ -475,9 +475,9 @@ def _search_source(
         source: The file, folder or glob.
         root: The folder below which the paths of the scans begin. It is `source` itself if that is
             a folder, the folder of a file, or the folder before the first wildcard of a glob.
-        channels: See `find_scans`.
-        dims: See `find_scans`.
-        results: See `find_scans`.
+        channels: The number of channels of the model.
+        dims: The number of axes of the model; with 3, most pictures are left out. None: any.
+        results: A folder whose files are results and not scans, or None.
 
     Returns:
         The scans, and a note on each kind of files that are not scans.
@@ -802,8 +802,10 @@ def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     """Return the scan of grouped DICOM files, with its case id.
 
     The id consists of the folders below `root` and the name of the DICOM scan. A series directly in
-    `root` gets the name of this folder. A scan that cannot be read as an image (`unfit`, such as a
-    localiser) gets a note with the reason.
+    `root` gets the name of this folder. A series also gets the id that it would have if another
+    series were added to its folder or removed from it (`other_case`), because earlier results may
+    have this id. A scan that cannot be read as an image (`unfit`, such as a localiser) gets a note
+    with the reason.
     """
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)

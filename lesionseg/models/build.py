@@ -115,7 +115,7 @@ def build_with_weights(
     Args:
         plan: The plan.
         weights: The weights by name.
-        architectures: See `build_network`.
+        architectures: Further factories by name, which may replace those of `ARCHITECTURES`.
 
     Raises:
         RuntimeError: If the weights have other names or shapes than the network's weights.

@@ -224,16 +224,16 @@ def unscored_prediction(
         ContentError: If an instance has a negative id.
     """
     if instances is None:
-        instances, of_instance = lesion_instances(labels)
+        instances, label_of_instance = lesion_instances(labels)
     else:
         label_of = np.ones(int(instances.max(initial=0)) + 1, np.int64)
         inside = (instances > 0) & (labels > 0)
         labelled_ids, first = np.unique(instances[inside], return_index=True)
         label_of[labelled_ids] = labels[inside][first]
-        of_instance = tuple(label_of[1:].tolist())
-    ids = np.arange(1, len(of_instance) + 1)
+        label_of_instance = tuple(label_of[1:].tolist())
+    ids = np.arange(1, len(label_of_instance) + 1)
     # ids without voxels, such as 2 if the mask contains 1 and 3, have no row
-    lesions = measure_instances(geometry, ids, of_instance, boxes=None, instances=instances)
+    lesions = measure_instances(geometry, ids, label_of_instance, boxes=None, instances=instances)
     candidates = []
     pairs = zip(lesions.ids.tolist(), lesions.labels.tolist(), strict=True)
     for row, (number, label) in enumerate(pairs):
@@ -312,9 +312,9 @@ def _measure_components(
     """
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
-    instances, of_instance = lesion_instances(labels)
-    ids = np.arange(1, len(of_instance) + 1)
-    return measure_instances(geometry, ids, of_instance, boxes=None, instances=instances)
+    instances, label_of_instance = lesion_instances(labels)
+    ids = np.arange(1, len(label_of_instance) + 1)
+    return measure_instances(geometry, ids, label_of_instance, boxes=None, instances=instances)
 
 
 def _drop_ignored(

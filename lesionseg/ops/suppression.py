@@ -37,8 +37,9 @@ def nms(
     >>> nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
     [1, 2]
     """
-    order, keeper = _suppress(boxes, scores, iou_threshold)
-    return order[keeper == torch.arange(len(order), device=order.device)]
+    order, keeper_of_rank = _suppress(boxes, scores, iou_threshold)
+    # a kept box has the rank of itself
+    return order[keeper_of_rank == torch.arange(len(order), device=order.device)]
 
 
 def _suppress(
@@ -74,10 +75,10 @@ def _suppress(
     position = np.empty(n, np.int64)
     position[by_start] = np.arange(n)
     starts, stops = (np.ascontiguousarray(b[by_start].T) for b in np.hsplit(ranked, [dims]))
-    keeper = _suppress_sorted(
+    keeper_of_rank = _suppress_sorted(
         starts, stops, position, axis, longest[axis], np.float32(iou_threshold)
     )
-    return order, torch.from_numpy(keeper).to(order.device)
+    return order, torch.from_numpy(keeper_of_rank).to(order.device)
 
 
 def batched_nms(
@@ -106,8 +107,11 @@ def batched_nms(
     >>> batched_nms(boxes, torch.tensor([0.5, 0.9]), torch.tensor([0, 1]), 0.5).tolist()
     [1, 0]
     """
-    keeper = cluster_boxes(boxes, scores, groups, iou_threshold)
-    unsuppressed = torch.nonzero(keeper == torch.arange(len(keeper), device=keeper.device))[:, 0]
+    keeper_of_box = cluster_boxes(boxes, scores, groups, iou_threshold)
+    # a kept box has the index of itself
+    unsuppressed = torch.nonzero(
+        keeper_of_box == torch.arange(len(keeper_of_box), device=keeper_of_box.device)
+    )[:, 0]
     return unsuppressed[torch.argsort(scores[unsuppressed], descending=True, stable=True)]
 
 
@@ -133,12 +137,13 @@ def cluster_boxes(
     >>> cluster_boxes(boxes, torch.tensor([0.5, 0.9, 0.1]), torch.zeros(3).long(), 0.5).tolist()
     [1, 1, 2]
     """
-    keeper = torch.empty(len(groups), dtype=torch.int64, device=groups.device)
+    keeper_of_box = torch.empty(len(groups), dtype=torch.int64, device=groups.device)
     for group in sorted(set(groups.tolist())):
         index = torch.nonzero(groups == group)[:, 0]
-        order, by_rank = _suppress(boxes[index], scores[index], iou_threshold)
-        keeper[index[order]] = index[order[by_rank]]
-    return keeper
+        order, keeper_of_rank = _suppress(boxes[index], scores[index], iou_threshold)
+        # from ranks to positions in the group (`order`), and from these to rows of `boxes`
+        keeper_of_box[index[order]] = index[order[keeper_of_rank]]
+    return keeper_of_box
 
 
 @compile_loops

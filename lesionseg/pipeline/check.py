@@ -277,8 +277,8 @@ def _notes_on_model(
         dims=dataset.dims,
         n_with_lesions=sum(bool(case.preview.diameters) for case in development),
         n_boxed=sum(case.is_boxed for case in development),
-        n_outlines=sum(of_case.n_outlines for of_case in statistics),
-        n_box_outlines=sum(of_case.n_box_outlines for of_case in statistics),
+        n_outlines=sum(one.n_outlines for one in statistics),
+        n_box_outlines=sum(one.n_box_outlines for one in statistics),
     )
     chosen = model_for(model, kinds)
     yield _make_finding(
@@ -308,7 +308,7 @@ def _find_training_problems(
     """
     diameters = {case.files.case: case.preview.diameters for case in inspected}
     # the median diameter; 0 for a case without lesions
-    sizes = {case: float(np.median(of_case or (0.0,))) for case, of_case in diameters.items()}
+    sizes = {case: float(np.median(lesion_mm or (0.0,))) for case, lesion_mm in diameters.items()}
     counts = {
         case.files.case: len(case.preview.diameters) if case.files.case in references else 1
         for case in inspected

@@ -62,10 +62,12 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
         if has_stem and chosen.value == "unet":
             return Decision("residual_unet", "the checkpoint has a residual encoder")
         return chosen
-    of_bundle = bundle_plan(model.init_from).architecture.name
+    model_of_bundle = bundle_plan(model.init_from).architecture.name
     # `HEADS` has no class of a user; a segmentation head needs masks
-    is_usable = of_bundle in HEADS and (not kinds.n_boxed or "segmentation" not in HEADS[of_bundle])
-    return Decision(of_bundle, "it is the model of the bundle") if is_usable else chosen
+    is_usable = model_of_bundle in HEADS and (
+        not kinds.n_boxed or "segmentation" not in HEADS[model_of_bundle]
+    )
+    return Decision(model_of_bundle, "it is the model of the bundle") if is_usable else chosen
 
 
 def with_choices(cfg: C, model: str, lr: float | Literal["auto"]) -> C:

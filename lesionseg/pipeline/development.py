@@ -88,7 +88,7 @@ class PointChooser:
 
     Attributes:
         aim: The aim; None: each prediction keeps its own operating point.
-        confidence: A probability, see `choose`.
+        confidence: The probability with which new cases keep to the rate of `aim`, or None.
         reference: The folder of references of development cases.
         options: The match rule, and how predictions are read.
         rules: The rules by which references are read.

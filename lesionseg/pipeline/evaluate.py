@@ -373,7 +373,8 @@ def _find_inputs(
         reference: The folder of references.
         folder: The folder of predictions.
         rules: The rules by which references are read.
-        evaluated_on: The role of the cases to evaluate, see `cases_of_role`.
+        evaluated_on: The role of the cases to evaluate. None evaluates the cases of each role with
+            a prediction (`cases_of_role`).
         group: The setting by which cases form patients; None for the default.
         may_score_nothing: True warns instead of raising if no prediction has the name of a
             reference. It is used if the operating point is chosen on other cases, because
@@ -388,13 +389,13 @@ def _find_inputs(
         raise nothing_scored(references.findings)
     listed, prediction_errors = _list_predictions(folder, labelled)
     dataset = references.with_labels_of(listed, merge_labels=rules.get("merge_labels", False))
-    of_role = cases_of_role(labelled, listed, evaluated_on)
+    role_cases = cases_of_role(labelled, listed, evaluated_on)
     # cases whose files could not be listed are left out of references and predictions
-    known_cases = {*(files.case for files in of_role), *listed}
-    with_reference = known_cases | _cases_to_score(dataset, of_role, references.findings)
+    known_cases = {*(files.case for files in role_cases), *listed}
+    with_reference = known_cases | _cases_to_score(dataset, role_cases, references.findings)
     findings = _join_findings([*references.findings, *prediction_errors], with_reference)
     unusable = {finding.case for finding in findings}
-    chosen = [files for files in of_role if files.case not in unusable]
+    chosen = [files for files in role_cases if files.case not in unusable]
     predictions = {case: files for case, files in listed.items() if case not in unusable}
     if findings and not chosen:
         raise nothing_scored(findings)
@@ -571,22 +572,22 @@ def _name_folders(*folders: str) -> list[str]:
 
 
 def _cases_to_score(
-    dataset: Dataset | None, of_role: Sequence[CaseFiles], findings: Iterable[Finding]
+    dataset: Dataset | None, usable: Sequence[CaseFiles], findings: Iterable[Finding]
 ) -> set[str]:
-    """Return the ids of all cases with the roles in `of_role`, including cases with unusable files.
+    """Return the ids of all cases with the roles of `usable`, including cases with unusable files.
 
-    The ids decide which findings count as failed cases of this evaluation. If `of_role` has no
-    roles, the cases of `findings` are added, because a folder without a dataset lists unusable
-    cases only as findings.
+    The ids decide which findings count as failed cases of this evaluation. If no usable case has a
+    role, the cases of `findings` are added, because a folder without a dataset lists unusable cases
+    only as findings. If `usable` is empty, the result is empty, too.
 
     Args:
         dataset: The dataset; None for a folder of masks.
-        of_role: The usable cases to evaluate.
+        usable: The cases to evaluate whose references can be used.
         findings: The errors of the references.
     """
-    roles = {files.role for files in of_role}
+    roles = {files.role for files in usable}
     cases = {files.case for files in dataset.cases if files.role in roles} if dataset else set()
-    if roles == {None}:
+    if roles == {None}:  # no case has a role
         cases |= {finding.case for finding in findings}
     return cases
 
@@ -618,8 +619,8 @@ def model_of(predictions: Path) -> dict[str, Any]:
     digests.discard("")  # rows without a model, such as those of skipped files
     if digests:
         return {"bundle": " and ".join(sorted(digests))}
-    if of_nnunet := _read_nnunet_model(predictions):
-        return of_nnunet
+    if details_of_nnunet := _read_nnunet_model(predictions):
+        return details_of_nnunet
     if predictions.name not in ("validation", "predictions"):
         return {}
     keys = {"model", "bundle", "training_patients", "training_scans"}

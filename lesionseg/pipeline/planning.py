@@ -495,5 +495,5 @@ def check_losses(objective: Objective) -> None:
             segmentation=(voxels,),
         )
     with torch.no_grad():
-        # any divisors will do, because only an error matters
+        # any normalisers will do, because only an error matters
         objective.terms(output, targets, torch.ones_like(targets.counts()))

@@ -105,8 +105,8 @@ def _predict(
         folder: The local output folder.
         shard: The scans that this run predicts.
         log: The log of the run.
-        architectures: See `predict`.
-        progress: See `predict`.
+        architectures: The caller's own networks by their names in the plan, or None.
+        progress: Called with case, number done and total after every case; None shows a bar.
     """
     # load the model and find the scans; a PACS address is checked before the model is loaded
     is_pacs = is_dicomweb(cfg.input)
@@ -325,8 +325,9 @@ def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
 
     A series in a folder has the folder's name as its case id. If the folder contains several
     series, the id also has the number and UID of the series. Without this step, the id would change
-    if a series is added to the folder or removed, and the scan would be predicted twice. A scan
-    without earlier results, or with a fault, is returned unchanged.
+    if a series is added to the folder or removed, and the scan would be predicted twice. The other
+    of the two possible ids is `other_case`. A scan without earlier results, with an error
+    (`problem`), or that is no series in a folder is returned unchanged.
     """
     if scan.problem or not scan.other_case or scan.dicom is None:
         return scan

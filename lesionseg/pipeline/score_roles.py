@@ -336,7 +336,7 @@ def recall_and_precision(
     corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
     tables = score_volumes(network, experiment, cases, corrected, device).tables(surface=False)
     n_groups = len(tables.groups)
-    # each statistic has one number, which is None if it is undefined
+    # each statistic has one number, which is None if it is undefined, and then counts as 0
     recall = statistic_value(froc(tables, [fp_per_case]), n_groups)[0]
     return recall or 0.0, statistic_value(average_precision(tables), n_groups)[0] or 0.0
 

@@ -242,15 +242,15 @@ def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[s
     """
     reasons = trained.predictor.selection.reasons
     lines = [f"{key.capitalize()}: {reasons[key]}" for key in SELECTED if key in reasons]
-    chosen_on = [of_role for role, of_role in scores.items() if role != "test"]
+    chosen_on = [scores_of_role for role, scores_of_role in scores.items() if role != "test"]
     if any(one.split_is_group_safe is False for one in chosen_on):  # None: not known
         lines.append(
             "Warning: the validation scores are not independent, because training and validation "
             "share a patient. Test on other patients before you rely on them."
         )
-    for role, of_role in scores.items():
+    for role, scores_of_role in scores.items():
         # the threshold was chosen on the roles in `trained.scores`, so only the test can exceed
-        if role not in trained.scores and (sentence := explain_excess(of_role, "threshold")):
+        if role not in trained.scores and (sentence := explain_excess(scores_of_role, "threshold")):
             lines.append(f"Warning, {role} cases: {sentence}")
     return lines + explain_nothing_found(scores)
 
@@ -261,11 +261,11 @@ def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     Return an empty list if there is no such role.
     """
     lines = []
-    for role, of_role in scores.items():
-        n_lesions = of_role.count("n_lesions")
-        if n_lesions and not of_role.count("n_true_positive"):
+    for role, scores_of_role in scores.items():
+        n_lesions = scores_of_role.count("n_lesions")
+        if n_lesions and not scores_of_role.count("n_true_positive"):
             lesions = count(n_lesions, "lesion")
-            duration_text = duration(of_role.provenance.training_minutes)
+            duration_text = duration(scores_of_role.provenance.training_minutes)
             lines.append(
                 f"It found none of {lesions} of the {role} cases after {duration_text} of training."
             )

@@ -41,7 +41,7 @@ class ReferenceStatistics:
     """The statistics of one reference that show whether it is plausible.
 
     Attributes:
-        share: Share of lesion in the image, without ignored voxels.
+        share: The fraction of the voxels that are lesion, without ignored voxels.
         touches_all: True if a lesion touches all borders of the image.
         is_wide: True if a lesion touches both borders of one of the two longest axes.
         n_boxes: Number of boxes in the table.
@@ -262,11 +262,11 @@ def implausible_lines(findings: Sequence[Finding]) -> list[str]:
     for finding in findings:
         by_kind.setdefault(finding.kind, []).append(finding)
     lines: list[str] = []
-    for kind, of_kind in by_kind.items():
+    for kind, findings_of_kind in by_kind.items():
         line = QUESTIONS[kind]
         # a message is the question and the detail, see `_make_finding`
-        details = [finding.message.removeprefix(line) for finding in of_kind]
-        cases = [finding.case for finding in of_kind if finding.case]
+        details = [finding.message.removeprefix(line) for finding in findings_of_kind]
+        cases = [finding.case for finding in findings_of_kind if finding.case]
         if cases:
             line += f" {count(len(cases), 'case')}: {join_names(cases)}"
             line += f" ({cases[0]}:{details[0]})" if details[0] else ""

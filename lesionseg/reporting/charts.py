@@ -468,6 +468,7 @@ def reliability_chart(tables: EvaluationTables) -> Chart | None:
     score_name = points[0].subset  # rows of this curve have the name of the score here
     figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
+    # every point has both numbers; `or 0.0` only satisfies the type checker
     scores_of_bins = [point.at or 0.0 for point in points]
     true_shares = [point.value or 0.0 for point in points]
     # in square points; the area grows up to 60 candidates

@@ -304,13 +304,13 @@ def _findings_table(
         for kind, meaning in MEANING.items():
             if kind == "model":  # it is in the summary
                 continue
-            of_kind = [f for f in findings if f.kind == kind and f.severity == severity]
-            cases = [finding.case for finding in of_kind]
+            findings_of_kind = [f for f in findings if f.kind == kind and f.severity == severity]
+            cases = [finding.case for finding in findings_of_kind]
             row: dict[str, object] = {"": words, "finding": meaning}
             names = [preview.name for case, preview in previews.items() if case in cases]
             if names:
                 table.append({**row, "cases": len(names), "which": _list_first(names, 20)})
-            n_entries = sum(map(_is_unlisted, of_kind))
+            n_entries = sum(map(_is_unlisted, findings_of_kind))
             if n_entries:
                 table.append({**row, "cases": n_entries, "which": "not in the pictures below"})
             # findings without a case are either such entries, or about the whole dataset

@@ -42,19 +42,19 @@ def read_run(folder: Path) -> Provenance:
             model = str(plan["architecture"]["name"])
             why_model = str(plan.get("reasons", {}).get("model", ""))
             digest = bundle_digest(run / "bundle")
-            of_scores = read_provenance(run / SCORES_FILE)
+            provenance_of_scores = read_provenance(run / SCORES_FILE)
             roles = read_json(run / "splits.json")["roles"].values()
         except (LesionsegError, KeyError, TypeError, AttributeError, OSError):
             continue
-        training_scans = of_scores.training_scans
-        if not of_scores.states("training_scans"):
+        training_scans = provenance_of_scores.training_scans
+        if not provenance_of_scores.states("training_scans"):
             training_scans = list(roles).count("train")
         return Provenance(
-            dataset=of_scores.dataset,
+            dataset=provenance_of_scores.dataset,
             model=model,
             why_model=why_model,
             bundle=digest,
-            training_patients=of_scores.training_patients,
+            training_patients=provenance_of_scores.training_patients,
             training_scans=training_scans,
         )
     return Provenance()

@@ -65,9 +65,9 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
         first=_summarise(f"first {N_FIRST} scans", watched[-1].first),  # of the latest model
         weeks=[_summarise(week, [*group]) for week, group in weeks][::-1],  # the latest first
         charts=[
-            _draw(of_name)
+            _draw(values_of_name)
             for name in WATCHED
-            if (of_name := [value for value in watched if value.name == name and value.rows])
+            if (values_of_name := [value for value in watched if value.name == name and value.rows])
         ],
         n_first=N_FIRST,
         n_extremes=N_EXTREMES,

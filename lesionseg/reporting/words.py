@@ -63,7 +63,7 @@ def size_words(row: Mapping[str, Any], tables: EvaluationTables) -> str:
         tables: The tables of the evaluation.
     """
     size = row[tables.size_column]
-    # the lower bounds of the size classes, as `size_text` needs them
+    # the lower bounds of the size classes, as `size_text` needs them; every class has one
     bounds = [point.at or 0.0 for point in tables.scores.curve("recall_by_size")]
     if tables.has_mm:
         return f"{size_text(size, [SMALL_MM, *bounds])} {short_unit(tables.scores.size_unit)}"

@@ -561,16 +561,16 @@ def _draw_pictures(
         reason = next(iter(unread.values()))
         log.warning("The report has no pictures of %s: %s", join_names(unread), reason)
     # sort the pictures into the sections of the page
-    of_kind: dict[Kind, list[Card]] = defaultdict(list)
+    cards_of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
-        of_kind[wanted[index].kind].append(cards[index])
+        cards_of_kind[wanted[index].kind].append(cards[index])
     boxes_on_images = [box for image in whole_images.values() for box in image.boxes]
     letters = {box.label.letter for box in boxes_on_images if box.label}
     return Pictures(
-        top=of_kind["top"],
-        missed=of_kind["missed"],
-        false_positives=of_kind["false_positive"],
-        found=of_kind["found"],
+        top=cards_of_kind["top"],
+        missed=cards_of_kind["missed"],
+        false_positives=cards_of_kind["false_positive"],
+        found=cards_of_kind["found"],
         outlines=_outlines_of(visible),
         whole_images=[whole_images[case] for case in shown_whole if case in whole_images],
         labels=[key for key in label_keys(tables).values() if key.letter in letters],

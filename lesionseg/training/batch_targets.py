@@ -31,7 +31,8 @@ class BatchTargets:
         anchors: The anchors of a detector, None for other networks. With anchors, the batch gets
             the fields of `AnchorTargets`: `anchor_labels` and `anchor_valid` `[B, n]`,
             `anchor_boxes` `[p, 2·dims]` and `anchor_places` `[p]`.
-        reach: See `nearest_lesions`.
+        reach: The distance along each axis, in voxels, from which a voxel has no nearest lesion.
+            None is the default of `nearest_lesions`.
     """
 
     nearest: bool = False

@@ -413,9 +413,12 @@ class FocalStatistics(pl.Callback):
         self._on_device = {P_NAME: _sum_within(p, lesion) / lesion.sum()}
 
         def store_gradient_shares(gradient: Tensor) -> None:
-            """Store the two gradient fractions, of lesions and of hard background.
+            """Store which fractions of the gradient come from lesions and from hard background.
 
-            The fractions are NaN if the gradient is 0 or not finite.
+            The gradient of a voxel is the sum of its absolute values over the classes. Each
+            fraction is a sum of gradients over the sum of all valid voxels. Hard background is the
+            1 % of background voxels (`HARD_SHARE`) with the highest lesion probability. The
+            fractions are NaN if the gradient is 0 or not finite.
             """
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = _sum_within(size, valid)

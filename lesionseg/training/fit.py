@@ -121,7 +121,8 @@ def fit(
 
     Args:
         module: The network, its objective, plan, budget and optimiser.
-        tiles: See `read_batches`.
+        tiles: A `TileDataset`, or another dataset that returns the same tile for a number each time
+            (see `read_batches`).
         run_dir: Receives checkpoints and metrics.csv.
         validate: Returns scores by name for the network in eval mode. None trains without
             validations.
@@ -151,6 +152,7 @@ def fit(
         # it follows from the device, and this start may have found another one
         max_steps = before.get("max_steps", max_steps)
         max_minutes = before.get("max_minutes", max_minutes)
+    # a limit of None is no limit
     are_steps_spent = steps_before >= (max_steps or inf)
     are_minutes_spent = minutes_before >= (max_minutes or inf)
     device = training_device(settings.accelerator)
@@ -366,9 +368,9 @@ def make_trainer(
         module: The module to train.
         run_dir: Receives checkpoints and metrics.csv.
         n_steps: The number of steps that a resumed training has already done.
-        callbacks: See `fit`.
-        loggers: See `fit`.
-        validate: See `fit`.
+        callbacks: Lightning callbacks, or their classes and arguments, which are built here.
+        loggers: Classes and arguments of Lightning loggers.
+        validate: Returns scores by name for the network; None trains without validations.
 
     Raises:
         ConfigError: If Lightning refuses the settings, or a callback or logger cannot be built.

@@ -322,13 +322,14 @@ def try_step(
         observe: Is called with the finest logits before the backward pass, as in training.
     """
     device = next(network.parameters()).device
+    # on the CPU, as a loader's worker does; `targets` makes the targets of each level from these
     batch = objective.batch_targets(noise_batch(objective.plan, objective.plan.batch_size))
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     targets = objective.targets(batch)
     output = network(batch["image"])
     if observe is not None:
         observe(objective.finest_logits(output, targets))
-    # the divisors do not matter in a trial step
+    # a trial step needs no loss of the right size, so all normalisers are 1
     terms = objective.terms(output, targets, normalisers=torch.ones_like(targets.counts()))
     with torch.autocast(device.type, enabled=False):
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -159,7 +159,8 @@ class LesionData(pl.LightningDataModule):
     therefore uses the same tiles as an uninterrupted one.
 
     Args:
-        tiles: See `read_batches`.
+        tiles: A `TileDataset`, or another dataset that returns the same tile for a number each time
+            (see `read_batches`).
         plan: The batch size and tile shape.
         settings: The number of workers.
     """

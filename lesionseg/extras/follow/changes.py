@@ -116,7 +116,7 @@ class LesionChange:
 
     @property
     def max_diameter_mm(self) -> float:
-        """The larger diameter of both visits."""
+        """The larger diameter of both visits. A visit without the lesion counts as 0."""
         return max(self.diameter_before_mm or 0.0, self.diameter_after_mm or 0.0)
 
     @property

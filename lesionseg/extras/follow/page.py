@@ -223,6 +223,7 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
         colour = LESS if change.state in ("gone", "shrunk") else MORE
         if change.state == "stable" or not change.accepted:
             colour = UNSURE_COLOUR
+        # a lesion that a visit lacks has no diameter there, and is drawn on the axis
         x = change.diameter_before_mm or 0.0
         y = change.diameter_after_mm or 0.0
         axes.plot(x, y, "o", color=colour, mec="white", mew=0.6, markersize=6)

@@ -82,7 +82,7 @@ class FollowOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """3 if a visit could not be predicted or a pair could not be compared, otherwise 0."""
+        """3 if a visit could not be predicted or two visits not be compared, otherwise 0."""
         return SOME_FAILED if self.failed else 0
 
     def record(self) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _follow_pair(
     mask: Path | None,
     report: Any | None,
 ) -> FollowedPair:
-    """Compare the visits of a pair. Score its new lesions, draw pictures, and write its report.
+    """Compare two visits. Score their new lesions, draw pictures, and write the report.
 
     New lesions with a score below the operating point are not accepted. Without both scans, there
     are no pictures.
@@ -459,13 +459,13 @@ def stable_point(
 
 
 def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: str) -> MatchedCase:
-    """Match the new lesions of a pair with the reference of new lesions.
+    """Match the new lesions of a later visit with the reference of new lesions.
 
     The scores of `follow`, and the operating point (`stable_point`), are computed from the matches.
 
     Args:
-        visits: The comparison of the pair.
-        reference: The true new lesions. None for a stable pair: all new lesions are false
+        visits: The comparison of the two visits.
+        reference: The true new lesions. None for a stable pair of visits: all new lesions are false
             positives.
         group: The id of the patient.
     """
@@ -480,7 +480,7 @@ def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: st
 def _pair_row(
     files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None, message: str
 ) -> dict[str, Any]:
-    """Return the row of a pair in pairs.csv: counts, volumes, and the quality of the registration.
+    """Return the row of two visits in pairs.csv: counts, volumes, quality of the registration.
 
     Volumes are None if only 2-D lesions were compared.
 

@@ -1,4 +1,4 @@
-"""Content of DICOM SEG and SR: codes, segments, maximum, UIDs, elements copied from the scan.
+"""Content of DICOM SEG and SR: codes, segments, maximum, comment text, UIDs, copied elements.
 
 Needs highdicom.
 """
@@ -259,7 +259,8 @@ class ResultObjects:
         series_number = min(max(series_number, 0), _MAX_SERIES_NUMBER)  # some are negative
         return {
             "series_instance_uid": self.uid(f"{kind} series"),
-            # another machine may round differently, and different objects need different UIDs
+            # The UID depends on the candidates, too: on another machine, the same run may give them
+            # slightly different numbers, and objects with different content need different UIDs.
             "sop_instance_uid": self.uid(kind, self.prediction.candidates),
             "series_number": series_number * 100 + last_digit,
             "instance_number": 1,

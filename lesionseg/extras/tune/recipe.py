@@ -107,7 +107,10 @@ class TuneOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command that trains with the recommended pair; None if no pair is recommended."""
+        """The command that trains with the recommended α and γ; None if no trial is recommended.
+
+        No trial is recommended if none of the finished ones has found a lesion.
+        """
         best = best_smoothed_trial(self.search)
         if best is None:
             return None

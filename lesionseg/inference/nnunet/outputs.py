@@ -167,7 +167,8 @@ def _read_mask_on_grid(
     Args:
         path: The mask.
         geometry: Grid of the scan. None if the scan is unknown.
-        by_image: See `read_probabilities`.
+        by_image: True if grids of equal shape and spacing are the same grid, whatever position
+            their headers state.
 
     Returns:
         The labels `[*spatial]`, and the grid of the scan, or the grid of the mask if the scan is

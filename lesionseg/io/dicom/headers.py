@@ -55,7 +55,8 @@ def is_dicom(path: Path) -> bool:
     - The suffix is one of DICOM.
     - The content begins like DICOM, see `_is_dicom_start`.
     - The name has no suffix, or a suffix with other characters than letters, such as `.17`, and the
-      file cannot be opened, is empty, or ends within the zeros of the preamble.
+      file cannot be opened, is empty, or ends before the end of DICM: it consists of the zeros of
+      the preamble, or of these and a part of DICM.
 
     Return False for folders and hidden files.
     """

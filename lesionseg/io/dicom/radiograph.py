@@ -429,6 +429,7 @@ def radiograph_geometry(
         shape = int(header.Rows), int(header.Columns)
         mm, source = pixel_size(header, warnings)
         if source == UNKNOWN:
+            # the ratio of the sides of a pixel; without it, `mm` is 1 × 1 and the pixel is square
             height, width = _read_pair(header, "PixelAspectRatio", warnings) or mm
             if height != width:
                 raise ReadError(

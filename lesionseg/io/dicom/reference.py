@@ -124,9 +124,13 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
     for name in ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"):
         parts_of_reference += element_value(header, name) or ()
     for keyword, what in _ORIGIN.items():
-        of_scans = {text(scan, keyword) for scan in headers} - {""}
-        of_reference = {text(item, keyword) for item in parts_of_reference} - {""}
-        if of_scans and of_reference and of_scans.isdisjoint(of_reference):
+        values_of_scans = {text(scan, keyword) for scan in headers} - {""}
+        values_of_reference = {text(item, keyword) for item in parts_of_reference} - {""}
+        if (
+            values_of_scans
+            and values_of_reference
+            and values_of_scans.isdisjoint(values_of_reference)
+        ):
             message = f"{path}: the reference belongs to another {what} than the scan."
             if what not in ("study", "patient"):
                 raise GeometryError(f"{message} Name the scan that it was drawn on.")

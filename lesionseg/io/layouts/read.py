@@ -125,7 +125,7 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 
     Args:
         root: The folder.
-        rules: See `ReadingRules`.
+        rules: The settings of the reading, such as `merge_labels`, by name (`ReadingRules`).
 
     Raises:
         DatasetError: If the folder is missing, has no known layout or no case, has wrong entries,
@@ -150,7 +150,8 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 
     Args:
         root: The folder.
-        rules: See `ReadingRules`. If they name COCO annotations, the folder may have any layout.
+        rules: The settings of the reading, such as `merge_labels`, by name (`ReadingRules`). If
+            they name COCO annotations, the folder may have any layout.
 
     Returns:
         The dataset with its findings.
@@ -315,7 +316,7 @@ def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) ->
 
     Args:
         masks: The masks by case id.
-        rules: See `ReadingRules`.
+        rules: The settings of the reading, such as `merge_labels`, by name (`ReadingRules`).
 
     Returns:
         The dataset with one case per mask, which may lack channels. A case whose image is missing

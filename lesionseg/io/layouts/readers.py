@@ -80,7 +80,8 @@ def merge_case(annotated: CaseLesions, min_readers: int | None = None) -> CaseLe
 
     Args:
         annotated: The boxes and readers of the case.
-        min_readers: See `required_readers`.
+        min_readers: The number of readers who must have marked a lesion. None: two of three or
+            more readers of the case, otherwise one (`required_readers`).
 
     Returns:
         The mean box of each lesion, without names of readers. A lesion that too few readers marked

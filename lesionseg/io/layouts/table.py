@@ -131,16 +131,25 @@ class Table:
 def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) -> Dataset:
     """Join the rows of each case into a dataset, and check the dataset.
 
-    Entries that do not fit become findings. The number of axes comes from the header of the first
-    image that can be read. No other image is opened, except DICOM radiographs (see
+    1. The rows of each case are joined.
+    2. Missing channels are marked, or the colours of pictures become channels.
+    3. Patients are assigned, and cases without a fold and likely visits of a patient are reported.
+    4. The columns of DICOM radiographs are added.
+    5. Labels are merged if this is a rule, and checked.
+    6. The boxes of several readers are merged.
+
+    Entries that do not fit become findings of the dataset. The number of axes comes from the header
+    of the first image that can be read. No other image is opened, except DICOM radiographs (see
     `_add_radiograph_columns`).
 
     Args:
         table: The table that a layout returns.
         root: The folder of the dataset.
         layout: The name of the layout. `layout` of the table replaces it if it is not empty.
-        rules: See `ReadingRules`.
+        rules: The settings of the reading, such as `merge_labels`, by name (`ReadingRules`). All
+            are optional.
     """
+    # the rows of each case; the steps append their findings to the list
     findings = list(table.findings)
     cases = _join_rows(table, findings)
     dataset = with_missing_channels(
@@ -153,24 +162,26 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
             channel_names=table.channel_names,
             labels=_without_no_finding(table.labels, findings),
             cases=tuple(cases),
-            may_lack=rules.get("may_lack", False),  # channels
+            may_lack=rules.get("may_lack", False),  # whether cases may lack channels
             split_file=table.split_file,
             nan_background=rules.get("nan_background", False),
             grid_of_image=rules.get("grid_of_image", False),
             lesions_are_boxes=any(map(lesions_are_boxes, cases)),
         )
     )
-    # channels, folds and patients
+    # channels
     if rules.get("colour") and cases:
         with collect_errors(findings, case="", where=root):
             dataset = with_colours(dataset)
+    # folds and patients
     findings += _find_cases_without_fold(dataset)
     group = rules.get("group")
     if group is None:
         findings += find_likely_visits(dataset.cases)
-    cases = [*dataset.cases]
+    cases = [*dataset.cases]  # now with channels; they stay as they are if `group` is wrong
     with collect_errors(findings, case="", where=root):
         cases = [*assign_groups(cases, group)]
+    # columns of radiographs
     dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, cases)))
     # labels
     with collect_errors(findings, case="", where=root):
@@ -184,6 +195,7 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
             "way, or set data.merge_labels=true (evaluate merge_labels=true)."
         )
         findings.append(Finding("label_names", text))
+    # boxes of several readers
     return merge_readers(replace(dataset, findings=tuple(findings)), rules.get("min_readers"))
 
 
@@ -206,9 +218,9 @@ def _without_no_finding(labels: Labels, findings: list[Finding]) -> Labels:
 def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
     """Join the rows of each case of a table into one `CaseFiles`.
 
-    Rows that contradict or repeat other rows become findings. If the table is complete, a case
-    whose only row is the row of its images, without mask or lesions, is lesion-free, with a
-    finding.
+    Rows that contradict or repeat other rows become findings, which are appended to `findings`. If
+    the table is complete, a case whose only row is the row of its images, without mask or lesions,
+    is lesion-free, with a finding.
     """
     cases: list[CaseFiles] = []
     repeated_rows: list[object] = []

@@ -339,7 +339,7 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     Args:
         files: The files of the case.
         geometry: The grid of the scan. None means the grid of the first mask.
-        by_image: True accepts masks of equal shape and spacing, see `GridPair.is_same`.
+        by_image: True accepts masks of equal shape and spacing, whatever their headers contain.
 
     Raises:
         GeometryError: If a mask is on another grid.

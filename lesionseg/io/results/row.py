@@ -65,7 +65,8 @@ class CaseRow:
             earlier version, like `scanner`.
         scanner: Manufacturer, model and station, as far as the DICOM header states them.
         digest: Hash of the files' content, see `content_digest`.
-        state: See `file_state`.
+        state: A digest of names, sizes and times of the files, to notice changed files without
+            reading them (`file_state`).
         finished: Time at which the scan was predicted, failed or was skipped.
         amounts: Counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
             `zone_count_<zone>`, `zone_ml_<zone>`.
