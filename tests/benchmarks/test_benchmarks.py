@@ -25,13 +25,8 @@ def test_report_ends_with_one_line_of_json(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # the program itself is not this strict
-@pytest.mark.parametrize(
-    "architectures",
-    [("retina_unet",), pytest.param(gpu.ARCHITECTURES, marks=pytest.mark.slow)],
-    ids=["one network", "all networks"],
-)
-def test_rehearsal_without_gpu_measures_every_group(capsys, monkeypatch, architectures):
-    monkeypatch.setattr(gpu, "ARCHITECTURES", architectures)
+@pytest.mark.slow
+def test_rehearsal_without_gpu_measures_every_group(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--rehearse"])
     gpu.main()
     printed = capsys.readouterr().out.splitlines()

@@ -124,7 +124,7 @@ def test_threshold_equals_a_naive_search(seed):
             assert choose_sensitivity(results, sensitivity).promised is None
 
 
-@pytest.mark.parametrize("n", [10, 50])
+@pytest.mark.parametrize("n", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_promise_is_kept_on_average_over_studies(n):
     rng = np.random.default_rng(n)
     recalls = []
