@@ -33,15 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for root in options.data:
-        plans = argparse.Namespace(
-            output=options.output.resolve(),
-            group=options.group,
-            choosing_fraction=0.0,
-            steps=1,
-            accelerator="cpu",
-            overrides=[],
-        )
-        setting = vs_nnunet.prepare(root.resolve(), plans)
+        setting = vs_nnunet.prepare_scoring(root, options.output, options.group)
         for path in sorted((options.output / "cells").glob(f"{setting.name}__lesionseg*.json")):
             cell = read_json(path)
             mirrored = mirror_cell(setting, cell, options.output / "runs" / path.stem)

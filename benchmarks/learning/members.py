@@ -27,15 +27,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", required=True, help="names of cells")
     parser.add_argument("--csv", type=Path, required=True, help="file of the rows")
     options = parser.parse_args()
-    plans = argparse.Namespace(
-        output=options.output.resolve(),
-        group=options.group,
-        choosing_fraction=0.0,
-        steps=1,
-        accelerator="cpu",
-        overrides=[],
-    )
-    setting = vs_nnunet.prepare(options.data.resolve(), plans)
+    setting = vs_nnunet.prepare_scoring(options.data, options.output, options.group)
     cells = [read_json(options.output / "cells" / f"{name}.json") for name in options.cells]
     rows = []
     for mean in ("probabilities", "log-odds"):

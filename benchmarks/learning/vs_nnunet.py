@@ -238,6 +238,19 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     return Setting(name, root, found, plan, own_plan, options)
 
 
+def prepare_scoring(root: Path, output: Path, group: str | None) -> Setting:
+    """Return the setting by which cells of a set in `output` are scored again."""
+    options = argparse.Namespace(
+        output=output.resolve(),
+        group=group,
+        choosing_fraction=0.0,
+        steps=1,
+        accelerator="cpu",
+        overrides=[],
+    )
+    return prepare(root.resolve(), options)
+
+
 def sizes(options: argparse.Namespace) -> list[str]:
     """Return the overrides that nnU-Net's cut plan follows too."""
     return [text for text in options.overrides if text.startswith(SIZES)]

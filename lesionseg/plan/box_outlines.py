@@ -78,8 +78,7 @@ def is_box_outline(crop: Flags) -> bool:
         return True
     # the mask must contain the smaller ellipse, and be within the larger ellipse
     is_outside = crop & ~_ellipse(crop.shape, growth=TOLERANCE)
-    is_missing = ~crop & _ellipse(crop.shape, growth=-TOLERANCE)
-    return not is_outside.any() and not is_missing.any()
+    return not is_outside.any() and not (~crop & _ellipse(crop.shape, growth=-TOLERANCE)).any()
 
 
 def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:

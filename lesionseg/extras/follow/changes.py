@@ -189,7 +189,7 @@ def size_errors(lesions: Lesions) -> Numbers:
         mask = np.zeros(np.ptp(voxels, axis=0) + 1, bool)
         mask[tuple((voxels - voxels.min(axis=0)).T)] = True
         for axis in range(mask.ndim):
-            # a face of one side is where a voxel of the lesion differs from the one before it
+            # a voxel of the lesion has a face on this side if the voxel before it differs
             differs = np.diff(mask, axis=axis, prepend=False)
             sums[row] += np.count_nonzero(mask & differs) ** 2  # f² of the docstring
     return lesions.geometry.voxel_size * np.sqrt(sums / 6)
