@@ -64,8 +64,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
     per_10_lesions = len(cell["lesions"]) / 10 / len(cell["cases"])  # false positives per case
     row["found_at_1_FP_per_10_lesions"] = found_at(cell, per_10_lesions)
     row["found_under_5_at_1_FP_per_10_lesions"] = found_at(cell, per_10_lesions, SIZES[0])
-    for name, value in (cell.get("chosen") or {}).items():
-        row[f"chosen_{name}"] = value
+    row |= chosen_numbers(cell)
     if "by_extent" in cell:  # older cells lack it
         best = max(cell["by_extent"], key=lambda scores: scores["dice_accepted"] or 0.0)
         row["found_iou10"] = sum(lesion["iou10"] for lesion in cell["lesions"])
@@ -75,6 +74,16 @@ def row_of(cell: Cell) -> dict[str, Any]:
     for name, value in (cell.get("boxes") or {}).items():  # of 2-D sets
         row[f"boxes_{name}"] = _rounded(value)
     return row
+
+
+def chosen_numbers(cell: Cell) -> dict[str, Any]:
+    """Return the numbers at the threshold of training patients who were left out; {} without."""
+    chosen = dict(cell.get("chosen") or {})
+    if not chosen:
+        return {}
+    diameters = [lesion["diameter_mm"] for lesion in chosen.pop("lesions") if lesion["found"]]
+    chosen |= {"found": len(diameters), "found_under_5": sum(mm < SIZES[0] for mm in diameters)}
+    return {f"chosen_{name}": value for name, value in chosen.items()}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -426,12 +426,11 @@ def score_chosen(setting: Setting, folder: Path) -> dict[str, Any] | None:
     choosing = match_kept(kept, experiment, CHOOSING)
     point = choose(choosing.tables(surface=False), DEFAULT_AIM, chosen_on="validation")
     tables = match_kept(kept, experiment, "validation").tables(point, surface=False)
-    found = tables.lesions[tables.lesions["detected"]]
+    lesions = tables.lesions[["group", "diameter_mm", "detected"]]
     n_false = int((tables.candidates["outcome"] == "false_positive").sum())
     return {
         "choosing_cases": len(choosing.matches),
-        "found": len(found),
-        "found_under_5": int((found["diameter_mm"] < 5.0).sum()),
+        "lesions": lesions.rename(columns={"detected": "found"}).to_dict("records"),
         "FP_per_case": round(n_false / len(tables.cases), 3),
         "dice": round(float(tables.cases["dice"][tables.cases["n_lesions"] > 0].mean()), 4),
     }

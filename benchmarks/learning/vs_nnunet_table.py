@@ -124,27 +124,36 @@ def paired_interval(
 ) -> tuple[float, float, float] | None:
     """Compute the mean difference between two tools, and its 95 % bootstrap interval.
 
-    Whole groups are drawn, the same ones for both tools and all seeds. Returns None if there are
-    fewer than 5 groups.
+    Whole groups are drawn, the same ones for both tools and all seeds. The seeds of each tool are
+    drawn, too. Returns None if there are fewer than 5 groups.
     """
     groups = sorted({group for group, _ in of(ours[0])})
     if len(groups) < MIN_GROUPS:
         return None
     rng = np.random.default_rng(0)
-    shares = np.full(len(groups), 1 / len(groups))
-    weights = rng.multinomial(len(groups), shares, size=replicates)
-    sums = np.zeros((2, len(groups)))
-    totals = np.zeros((2, len(groups)))
-    for tool, cells in enumerate((ours, peer)):
-        for cell in cells:
+    drawn_groups = _draw(rng, len(groups), replicates)
+    means, drawn = [], []
+    for cells in (ours, peer):
+        sums = np.zeros((len(cells), len(groups)))
+        totals = np.zeros_like(sums)
+        for seed, cell in enumerate(cells):
             for group, value in of(cell):
-                sums[tool, groups.index(group)] += value
-                totals[tool, groups.index(group)] += 1
-    mean = (weights @ sums.T) / (weights @ totals.T)
-    drawn = mean[:, 0] - mean[:, 1]
-    whole = sums.sum(1) / totals.sum(1)
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
-    return float(whole[0] - whole[1]), float(low), float(high)
+                sums[seed, groups.index(group)] += value
+                totals[seed, groups.index(group)] += 1
+        drawn_seeds = _draw(rng, len(cells), replicates)
+        numerator, denominator = (
+            np.einsum("rs,sg,rg->r", drawn_seeds, values, drawn_groups) for values in (sums, totals)
+        )
+        drawn.append(numerator / denominator)
+        means.append(sums.sum() / totals.sum())
+    differences = drawn[0] - drawn[1]
+    low, high = np.quantile(differences[np.isfinite(differences)], [0.025, 0.975])
+    return float(means[0] - means[1]), float(low), float(high)
+
+
+def _draw(rng: np.random.Generator, n: int, replicates: int) -> "np.ndarray[Any, Any]":
+    """Return how often each of `n` is drawn, `[replicates, n]`."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=replicates)
 
 
 def report(cells: Cells, accelerator: str) -> None:

@@ -1,0 +1,205 @@
+"""The comparison with nnU-Net on real sets: its rows, and the tables of README and docs/results.md.
+
+    python benchmarks/learning/two_arms.py --data DIR/luna_nodules --group 'LUNA_(\\d+)' --seed 0 \\
+        --minutes 20 --clock processor --choosing-fraction 0.2 --csv RUNS/real_sets.csv \\
+        --output RUNS --arm lesionseg . --arm nnunet . tool=nnunet_cut
+    python benchmarks/learning/real_sets.py rows RUNS   # cells → results/real_sets….csv
+    python benchmarks/learning/real_sets.py tables      # results/real_sets….csv → pages
+
+Both tools train at the same time, each for 20 minutes of one core, without a fifth of the training
+patients. The threshold is chosen on that fifth, for 1 false positive per case, or for 1 per 10
+lesions if that is more (`chosen_…`). Sets with fewer than five training patients have thresholds of
+the scored cases only. `..._rows.csv` has a row per training, `..._differences.csv` the differences
+between the tools, with 95 % intervals by group of cases *and* seed.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from math import inf, prod
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.learning.cell_rows import chosen_numbers, found_at
+from benchmarks.learning.vs_nnunet_table import Cell, Values, limit_at, paired_interval
+from lesionseg.io.text import read_json, read_text, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+ROWS = RESULTS / "real_sets.csv"
+DIFFERENCES = RESULTS / "real_sets_differences.csv"
+SMALL_MM = 5.0
+TOOLS = ("lesionseg", "nnunet")  # names of the arms
+# set: its name for readers, what is counted, and whether it had influence on defaults
+SETS = {
+    "luna_nodules": ("lung nodules on CT cubes", "cube", True),
+    "fracatlas": ("fractures on radiographs of limbs", "radiograph", False),
+    "fracatlas30": ("fractures, 30 training radiographs", "radiograph", False),
+    "nih_nodule_mass": ("nodules and masses on chest radiographs, boxes", "radiograph", True),
+    "ms19": ("MS, training on patient 19, test on 26", "hemisphere", True),
+    "ms26": ("MS, training on patient 26, test on 19", "hemisphere", True),
+    "ms_change": ("MS changes", "scan", True),
+}
+
+
+def main() -> None:
+    """Write the rows of all cells, or the tables of the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["rows", "tables"])
+    parser.add_argument("runs", type=Path, nargs="?", help="folder --output of two_arms.py")
+    options = parser.parse_args()
+    if options.what == "rows":
+        if options.runs is None:
+            sys.exit("rows needs the folder of the trainings")
+        rows, differences = summarise(options.runs)
+        rows.to_csv(ROWS, index=False, lineterminator="\n")
+        differences.to_csv(DIFFERENCES, index=False, lineterminator="\n")
+    else:
+        for page, text in pages().items():
+            write_text(page, text)
+
+
+def summarise(runs: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a row per training, and the differences between the tools, of all sets in a folder."""
+    rows, differences = [], []
+    for name in SETS:
+        cells = {
+            tool: [read_json(path) for path in sorted((runs / tool / "cells").glob(f"{name}__*"))]
+            for tool in TOOLS
+        }
+        if not all(cells.values()):
+            continue
+        rows += [row(tool, cell) for tool, made in cells.items() for cell in made]
+        for measure, values in MEASURES.items():
+            interval = paired_interval(cells[TOOLS[0]], cells[TOOLS[1]], values)
+            if interval is not None:  # otherwise the set has too few groups
+                named = {"set": name, "measure": measure}
+                numbers = zip(("difference", "low", "high"), interval, strict=True)
+                differences.append(named | {key: round(value, 4) for key, value in numbers})
+    return pd.DataFrame(rows), pd.DataFrame(differences)
+
+
+def row(tool: str, cell: Cell) -> dict[str, Any]:
+    """Return the row of a training.
+
+    Thresholds of `at_1_FP` (false positives per case) and `at_1_FP_per_10_lesions` are chosen on
+    the scored cases, those of `chosen` on a fifth of the training patients. The latter are empty
+    for sets with fewer than five training patients.
+    """
+    per_10_lesions = len(cell["lesions"]) / 10 / len(cell["cases"])
+    numbers: dict[str, Any] = {
+        "set": cell["set"],
+        "chose_defaults": SETS[cell["set"]][2],
+        "tool": tool,
+        "seed": cell["seed"],
+        "cpu_minutes": round(cell["training_cpu_minutes"], 1),
+        "steps": cell["steps"],
+        "voxels_seen": cell["steps"] * cell["batch"] * prod(cell["tile"]),
+        "cases": len(cell["cases"]),
+        "lesions": len(cell["lesions"]),
+        "lesions_under_5": sum(x["diameter_mm"] < SMALL_MM for x in cell["lesions"]),
+        "dice": cell["dice_accepted"],
+        "best_voxel_dice": cell["dice_best"],
+        "AP": cell["average_precision"],
+    }
+    for name, rate in (("at_1_FP", 1.0), ("at_1_FP_per_10_lesions", per_10_lesions)):
+        numbers[f"found_{name}"] = found_at(cell, rate)
+        numbers[f"found_under_5_{name}"] = found_at(cell, rate, SMALL_MM)
+        limit = limit_at(cell, rate)
+        n_false = sum(score > limit for score in cell["false_positives"])
+        numbers[f"FP_per_case_{name}"] = n_false / len(cell["cases"])
+    numbers |= chosen_numbers(cell)
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in numbers.items()
+    }
+
+
+def found_below(max_mm: float) -> Values:
+    """Return a function that tells for each lesion under a diameter whether it is found.
+
+    The threshold is that of the training patients who were left out. Sets that are too small for
+    this have the threshold of 1 false positive per scored case.
+    """
+
+    def values(cell: Cell) -> list[tuple[str, float]]:
+        limit = limit_at(cell, 1.0)
+        lesions = cell["lesions"]
+        found = [x["found"] and x["detected_at"] > limit for x in lesions]
+        if cell["chosen"]:
+            lesions = cell["chosen"]["lesions"]
+            found = [x["found"] for x in lesions]
+        pairs = zip(lesions, found, strict=True)
+        return [(x["group"], float(hit)) for x, hit in pairs if x["diameter_mm"] < max_mm]
+
+    return values
+
+
+MEASURES: Mapping[str, Values] = {
+    "dice": lambda cell: [(c["group"], c["dice"]) for c in cell["cases"] if c["dice"] is not None],
+    "share_found": found_below(inf),
+    "share_found_under_5": found_below(SMALL_MM),
+}
+
+
+def pages() -> dict[Path, str]:
+    """Return README and docs/results.md with the tables of the present rows."""
+    means = pd.read_csv(ROWS).groupby(["set", "tool"]).mean(numeric_only=True)
+    differences = pd.read_csv(DIFFERENCES).set_index(["set", "measure"])
+    short = ["| | lesionseg | nnU-Net |", "|---|---:|---:|"]
+    long = [
+        "| | lesionseg | nnU-Net | difference (95 % interval) |",
+        "|---|---:|---:|---|",
+    ]
+    for name in SETS:
+        if name not in means.index:
+            continue
+        ours, peer = (means.loc[(name, tool)] for tool in TOOLS)
+        lines = measured(name, ours, peer)
+        short += [f"| {what} | {a} | {b} |" for what, (a, b, _) in list(lines.items())[:2]]
+        for what, (a, b, measure) in lines.items():
+            interval = ""
+            if (name, measure) in differences.index:
+                of = differences.loc[(name, measure)]
+                interval = f"{of['difference']:+.3f} ({of['low']:.3f} to {of['high']:.3f})"
+            long.append(f"| {what} | {a} | {b} | {interval} |")
+    tables = {ROOT / "README.md": short, ROOT / "docs" / "results.md": long}
+    return {page: with_table(read_text(page), lines) for page, lines in tables.items()}
+
+
+def measured(name: str, ours: pd.Series, peer: pd.Series) -> dict[str, tuple[str, str, str]]:
+    """Return the lines of a set: what was measured → both means and the name of the difference."""
+    title, case, _ = SETS[name]
+    scored = f"{title}, {ours['cases']:.0f} {case}s"
+    # the threshold of other patients if there are enough
+    at = "chosen_{}" if pd.notna(ours.get("chosen_found")) else "{}_at_1_FP"
+
+    def both(column: str, text: str) -> list[str]:
+        return [text.format(tool[column], tool[at.format("FP_per_case")]) for tool in (ours, peer)]
+
+    return {
+        f"{scored}: found of {ours['lesions']:.0f}, at false positives per {case}": (
+            *both(at.format("found"), "{:.3g} at {:.2g}"),
+            "share_found",
+        ),
+        f"– under 5 mm, of {ours['lesions_under_5']:.0f}": (
+            *both(at.format("found_under_5"), "{:.3g}"),
+            "share_found_under_5",
+        ),
+        "– Dice of detections": (*both("dice", "{:.3f}"), "dice"),
+        "– average precision": (*both("AP", "{:.3f}"), ""),
+        "– Dice of voxels, best threshold": (*both("best_voxel_dice", "{:.3f}"), ""),
+    }
+
+
+def with_table(page: str, lines: list[str]) -> str:
+    """Return a page with other lines between the two comments that enclose the table."""
+    begin, end = "<!-- real sets: benchmarks/learning/real_sets.py -->\n", "<!-- end -->\n"
+    before, rest = page.split(begin)
+    return before + begin + "\n" + "\n".join(lines) + "\n\n" + end + rest.split(end, 1)[1]
+
+
+if __name__ == "__main__":
+    main()
