@@ -3,18 +3,20 @@
     python benchmarks/learning/two_arms.py --data DIR/luna_nodules --group 'LUNA_(\\d+)' --seed 0 \\
         --minutes 20 --clock processor --choosing-fraction 0.2 --csv RUNS/real_sets.csv \\
         --output RUNS --arm lesionseg . --arm nnunet . tool=nnunet_cut
-    python benchmarks/learning/real_sets.py rows RUNS   # cells → results/real_sets….csv
-    python benchmarks/learning/real_sets.py tables      # results/real_sets….csv → pages
+    python benchmarks/learning/real_sets.py --collect RUNS
 
 Both tools train at the same time, each for 20 minutes of one core, without a fifth of the training
 patients. The threshold is chosen on that fifth, for 1 false positive per case, or for 1 per 10
-lesions if that is more (`chosen_…`). Sets with fewer than five training patients have thresholds of
-the scored cases only. `..._rows.csv` has a row per training, `..._differences.csv` the differences
-between the tools, with 95 % intervals by group of cases *and* seed.
+lesions if that is more. Sets with fewer than five training patients have thresholds of the scored
+cases only.
+
+`--collect` copies what the tables need of each cell into `results/real_sets/`, so that each seed
+can be trained on another machine. Then, and without `--collect`, these files are written:
+`results/real_sets.csv` (a row per training), `results/real_sets_differences.csv` (differences
+between the tools, with 95 % intervals by group of cases *and* seed), and the tables of the pages.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from math import inf, prod
 from pathlib import Path
@@ -24,12 +26,18 @@ import pandas as pd
 
 from benchmarks.learning.cell_rows import chosen_numbers, found_at
 from benchmarks.learning.vs_nnunet_table import Cell, Values, limit_at, paired_interval
-from lesionseg.io.text import read_json, read_text, write_text
+from lesionseg.io.text import read_json, read_text, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 ROWS = RESULTS / "real_sets.csv"
 DIFFERENCES = RESULTS / "real_sets_differences.csv"
+CELLS = RESULTS / "real_sets"
+PARTS = (  # of a cell, that are kept
+    *("set", "seed", "device", "training_cpu_minutes", "steps", "batch", "tile", "cases"),
+    *("false_positives", "dice_accepted", "dice_best", "average_precision", "chosen"),
+)
+OF_LESIONS = ("group", "diameter_mm", "found", "detected_at")
 SMALL_MM = 5.0
 TOOLS = ("lesionseg", "nnunet")  # names of the arms
 # set: its name for readers, what is counted, and whether it had influence on defaults
@@ -45,28 +53,35 @@ SETS = {
 
 
 def main() -> None:
-    """Write the rows of all cells, or the tables of the pages."""
+    """Write the rows of all kept cells, and the tables of the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["rows", "tables"])
-    parser.add_argument("runs", type=Path, nargs="?", help="folder --output of two_arms.py")
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="--output of two_arms.py")
     options = parser.parse_args()
-    if options.what == "rows":
-        if options.runs is None:
-            sys.exit("rows needs the folder of the trainings")
-        rows, differences = summarise(options.runs)
-        rows.to_csv(ROWS, index=False, lineterminator="\n")
-        differences.to_csv(DIFFERENCES, index=False, lineterminator="\n")
-    else:
-        for page, text in pages().items():
-            write_text(page, text)
+    if options.collect is not None:
+        collect(options.collect)
+    rows, differences = summarise()
+    rows.to_csv(ROWS, index=False, lineterminator="\n")
+    differences.to_csv(DIFFERENCES, index=False, lineterminator="\n")
+    for page, text in pages(rows, differences).items():
+        write_text(page, text)
 
 
-def summarise(runs: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return a row per training, and the differences between the tools, of all sets in a folder."""
+def collect(runs: Path) -> None:
+    """Copy the parts of cells that the tables need from a folder of two_arms.py."""
+    for tool in TOOLS:
+        for path in sorted((runs / tool / "cells").glob("*.json")):
+            cell = read_json(path)
+            kept = {name: cell.get(name) for name in PARTS}
+            kept["lesions"] = [{key: x[key] for key in OF_LESIONS} for x in cell["lesions"]]
+            write_json(CELLS / f"{cell['set']}__{tool}__s{cell['seed']}.json", kept)
+
+
+def summarise() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a row per training, and the differences between the tools, of all kept cells."""
     rows, differences = [], []
     for name in SETS:
         cells = {
-            tool: [read_json(path) for path in sorted((runs / tool / "cells").glob(f"{name}__*"))]
+            tool: [read_json(path) for path in sorted(CELLS.glob(f"{name}__{tool}__s*.json"))]
             for tool in TOOLS
         }
         if not all(cells.values()):
@@ -94,6 +109,7 @@ def row(tool: str, cell: Cell) -> dict[str, Any]:
         "chose_defaults": SETS[cell["set"]][2],
         "tool": tool,
         "seed": cell["seed"],
+        "device": cell["device"],
         "cpu_minutes": round(cell["training_cpu_minutes"], 1),
         "steps": cell["steps"],
         "voxels_seen": cell["steps"] * cell["batch"] * prod(cell["tile"]),
@@ -144,10 +160,10 @@ MEASURES: Mapping[str, Values] = {
 }
 
 
-def pages() -> dict[Path, str]:
-    """Return README and docs/results.md with the tables of the present rows."""
-    means = pd.read_csv(ROWS).groupby(["set", "tool"]).mean(numeric_only=True)
-    differences = pd.read_csv(DIFFERENCES).set_index(["set", "measure"])
+def pages(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[Path, str]:
+    """Return README and docs/results.md with the tables of these rows and differences."""
+    means = rows.groupby(["set", "tool"]).mean(numeric_only=True)
+    differences = differences.set_index(["set", "measure"])
     short = ["| | lesionseg | nnU-Net |", "|---|---:|---:|"]
     long = [
         "| | lesionseg | nnU-Net | difference (95 % interval) |",

@@ -1,6 +1,5 @@
 """The tables of the comparison on real sets, from hand-made cells of two trainings of each tool."""
 
-import pandas as pd
 import pytest
 
 from benchmarks.learning import real_sets
@@ -11,8 +10,9 @@ FOUND = {"lesionseg": [9, 8, 7, 6, 5, 4], "nnunet": [9, 8, 0, 0, 0, 3]}
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """Write cells of two seeds of both tools on the set of nodules, and return their folder."""
+def summary(tmp_path, monkeypatch):
+    """Collect cells of two seeds of both tools on the set of nodules: rows and differences."""
+    monkeypatch.setattr(real_sets, "CELLS", tmp_path / "kept")
     for tool, found_at in FOUND.items():
         for seed in (0, 1):
             lesions = [
@@ -28,6 +28,7 @@ def runs(tmp_path):
                 "set": "luna_nodules",
                 "seed": seed,
                 "training_cpu_minutes": 20.0,
+                "device": "a processor",
                 "steps": 10,
                 "batch": 2,
                 "tile": [4, 4, 4],
@@ -42,17 +43,13 @@ def runs(tmp_path):
                 "average_precision": 0.25,
                 "chosen": {"FP_per_case": 2.0, "dice": 0.5, "lesions": lesions},
             }
-            write_json(runs_of(tmp_path, tool) / f"luna_nodules__x__s{seed}.json", cell)
-    return tmp_path
+            write_json(tmp_path / tool / "cells" / f"luna_nodules__x__s{seed}.json", cell)
+    real_sets.collect(tmp_path)
+    return real_sets.summarise()
 
 
-def runs_of(folder, tool):
-    """Return the folder of a tool's cells."""
-    return folder / tool / "cells"
-
-
-def test_row_counts_lesions_and_false_positives_at_each_threshold(runs):
-    rows, _ = real_sets.summarise(runs)
+def test_row_counts_lesions_and_false_positives_at_each_threshold(summary):
+    rows, _ = summary
     ours = rows[rows["tool"] == "lesionseg"].iloc[0]
     assert ours["voxels_seen"] == 10 * 2 * 64
     assert (ours["found_at_1_FP"], ours["found_under_5_at_1_FP"]) == (5, 3)
@@ -62,8 +59,8 @@ def test_row_counts_lesions_and_false_positives_at_each_threshold(runs):
     assert ours["chosen_FP_per_case"] == 2
 
 
-def test_difference_has_an_interval_over_patients_and_seeds(runs):
-    _, differences = real_sets.summarise(runs)
+def test_difference_has_an_interval_over_patients_and_seeds(summary):
+    _, differences = summary
     of = differences.set_index("measure")
     assert of.loc["share_found", "difference"] == 0.5
     assert 0 < of.loc["share_found", "low"] < 0.5 < of.loc["share_found", "high"] < 1
@@ -71,19 +68,15 @@ def test_difference_has_an_interval_over_patients_and_seeds(runs):
     assert tuple(of.loc["dice", ["difference", "low", "high"]]) == pytest.approx((0, -0.1, 0.1))
 
 
-def test_tables_replace_those_of_the_pages(runs, tmp_path, monkeypatch):
+def test_tables_replace_those_of_the_pages(summary, tmp_path, monkeypatch):
     monkeypatch.setattr(real_sets, "ROOT", tmp_path)
     comments = "<!-- real sets: benchmarks/learning/real_sets.py -->\nprevious\n<!-- end -->\n"
     for page in ("README.md", "docs/results.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text(f"before\n{comments}after\n")
-    for table, name in zip(real_sets.summarise(runs), ("ROWS", "DIFFERENCES"), strict=True):
-        monkeypatch.setattr(real_sets, name, tmp_path / f"{name}.csv")
-        table.to_csv(tmp_path / f"{name}.csv", index=False)
-    for page, text in real_sets.pages().items():
+    for page, text in real_sets.pages(*summary).items():
         assert text.startswith("before\n")
         assert text.endswith("<!-- end -->\nafter\n")
         assert "previous" not in text
         assert "found of 6, at false positives per cube | 6 at 2 | 3 at 2 |" in text
         assert ("| – Dice of detections | 0.550 | 0.550 |" in text) == (page.name != "README.md")
-    assert pd.read_csv(real_sets.ROWS)["set"].unique() == ["luna_nodules"]
