@@ -101,6 +101,12 @@ def write_dicom_file(path, pixels, sop_class, **elements):
     return path
 
 
+def write_xray(path, pixels, **elements):
+    """Write a radiograph of 12 bits. `elements` replace its elements."""
+    defaults = {"Modality": "DX", "BitsStored": 12, "HighBit": 11}
+    return write_dicom_file(path, pixels, DX, **{**defaults, **elements})
+
+
 def to_lps(geometry, index):
     """Return the position of a voxel in DICOM's millimetres."""
     return [float(v) for v in geometry.to_mm([index])[0] * LPS]

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from functools import partial
 
 import imagecodecs
 import numpy as np
@@ -42,9 +43,8 @@ RADIOGRAPHS = [
 def test_one_grey_frame_of_an_x_ray_modality_is_a_radiograph(tmp_path, kind, modality, frames):
     facts = {"PixelSpacing": [0.143, 0.143], "ConversionType": "WSD", "NumberOfFrames": frames}
     path = write_dicom_file(tmp_path / "a.dcm", PIXELS, kind, Modality=modality, **facts)
-    volume = read_volume(path)
-    np.testing.assert_array_equal(volume.array[0], PIXELS)
-    assert volume.geometry.spacing_mm == pytest.approx((0.143, 0.143))
+    check_pixels(path, PIXELS)
+    assert read_geometry(path).spacing_mm == pytest.approx((0.143, 0.143))
     assert [c.images for c in find_scans(tmp_path, 1).cases()] == [(path,)]
 
 
@@ -103,10 +103,10 @@ def test_unreadable_file_with_a_number_as_suffix_may_be_a_slice(tmp_path):
     assert headers.is_dicom(path)
 
 
-def write_xray(path, **elements):
-    """Write a radiograph of 12 bits. `elements` replace its elements."""
-    defaults = {"Modality": "DX", "BitsStored": 12, "HighBit": 11}
-    return write_dicom_file(path, PIXELS, dicom.DX, **{**defaults, **elements})
+@pytest.fixture
+def xray(tmp_path):
+    """Write the radiograph `a.dcm` with the given elements."""
+    return partial(dicom.write_xray, tmp_path / "a.dcm", PIXELS)
 
 
 def warnings_of(caplog):
@@ -135,11 +135,9 @@ def polygon(*corners):
 
 
 NO_LUT = make_sequence(LUTDescriptor=[4, 0, 16])  # without data
-NO_LUT = make_sequence(LUTDescriptor=[4, 0, 16])  # without data
 NO_ITEM = Sequence([make_item()])
 IGNORED = [
     ({"WindowCenter": 200, "WindowWidth": 0.5}, "window of width 0.5"),
-    ({"WindowCenter": 200, "WindowWidth": -400}, "window of width -400"),
     ({"WindowCenter": 0, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"}, "window of width 0"),
     ({"WindowCenter": 40000, "WindowWidth": 20}, "shows no grey values"),
     ({"WindowCenter": 1200, "WindowWidth": 1}, "shows no grey values"),
@@ -151,7 +149,6 @@ IGNORED = [
     ({"VOILUTSequence": NO_LUT, "ModalityLUTSequence": NO_ITEM}, "table of values of interest"),
     ({"VOILUTSequence": NO_ITEM, "ModalityLUTSequence": NO_LUT}, "modality table"),
     ({"RescaleSlope": "", "RescaleIntercept": ""}, "RescaleSlope is missing"),
-    ({"RescaleSlope": 1, "RescaleIntercept": ""}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 1}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope is 0"),
     ({"RescaleSlope": [1, 2], "RescaleIntercept": [0, 3]}, ""),
@@ -165,10 +162,8 @@ IGNORED = [
     ({"PixelSpacing": [0.2], "ImagerPixelSpacing": ""}, "PixelSpacing does not consist of two"),
     ({"EstimatedRadiographicMagnificationFactor": "", "DistanceSourceToPatient": ""}, ""),
     # shutters
-    (edges(0, 0, 0, 0), "shutter is ignored"),
     (edges(3, 2, 5, 3), "shutter is ignored"),
     ({"ShutterShape": "RECTANGULAR", "ShutterUpperHorizontalEdge": 2}, "incomplete"),
-    ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [1, 1]}, "incomplete"),
     (polygon(1, 1, 2, 2, 3), "incomplete"),
     (polygon(), "incomplete"),
     ({"ShutterShape": "BITMAP"}, "BITMAP"),
@@ -177,8 +172,8 @@ IGNORED = [
 
 
 @pytest.mark.parametrize(("elements", "words"), IGNORED, ids=lambda v: str(v)[:60])
-def test_impossible_element_is_ignored_with_a_warning(tmp_path, caplog, elements, words):
-    path = write_xray(tmp_path / "a.dcm", **elements)
+def test_impossible_element_is_ignored_with_a_warning(xray, caplog, elements, words):
+    path = xray(**elements)
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0], PIXELS)
     assert volume.valid is None
@@ -201,18 +196,18 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_text_instead_of_a_number_is_ignored(tmp_path, monkeypatch, name):
+def test_text_instead_of_a_number_is_ignored(xray, monkeypatch, name):
     monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
     value = [12345, 12345] if name == "PixelSpacing" else 12345
-    path = write_xray(tmp_path / "a.dcm", **{name: value, "WindowCenter": 250})
+    path = xray(**{name: value, "WindowCenter": 250})
     content = path.read_bytes()
     assert b"12345" in content
     path.write_bytes(content.replace(b"12345", b"a.bcd"))
     check_pixels(path, PIXELS)
 
 
-def test_text_instead_of_a_padding_value_is_ignored(tmp_path):
-    path = write_xray(tmp_path / "a.dcm", PixelPaddingValue=12345)
+def test_text_instead_of_a_padding_value_is_ignored(xray):
+    path = xray(PixelPaddingValue=12345)
     element = b"US\x02\x00" + np.uint16(12345).tobytes()
     content = path.read_bytes()
     assert element in content
@@ -220,17 +215,14 @@ def test_text_instead_of_a_padding_value_is_ignored(tmp_path):
     check_pixels(path, PIXELS)
 
 
-def test_first_usable_window_is_used(tmp_path):
-    two = write_xray(tmp_path / "a.dcm", WindowCenter=[0, 1150], WindowWidth=[0, 100])
-    one = write_xray(tmp_path / "b.dcm", WindowCenter=1150, WindowWidth=100)
-    seen = read_volume(two).array
-    np.testing.assert_array_equal(seen, read_volume(one).array)
+def test_first_usable_window_is_used(xray):
+    seen = read_volume(xray(WindowCenter=1150, WindowWidth=100)).array[0]
+    check_pixels(xray(WindowCenter=[0, 1150], WindowWidth=[0, 100]), seen)
     assert len(np.unique(seen)) > 4
 
 
 SLICES = [
     ({"RescaleSlope": "", "RescaleIntercept": ""}, VOXELS * 1.0, "RescaleSlope is missing"),
-    ({"RescaleSlope": None}, VOXELS - 1000.0, "RescaleSlope is missing"),
     ({"RescaleSlope": 0}, VOXELS - 1000.0, "RescaleSlope is 0"),
     ({"RescaleSlope": 2, "RescaleIntercept": None}, 2.0 * VOXELS, "RescaleIntercept is missing"),
     ({"EchoTime": "", "ImageType": "", "SeriesNumber": "", "RescaleSlope": 1}, VOXELS - 1000, ""),
@@ -280,25 +272,24 @@ SYNTAXES = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.Explicit
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
 @pytest.mark.parametrize("name", ["b.dcm", "IM0001", "1.2.840.77", "0001.IMA"])
-def test_file_without_preamble_is_read_under_any_name(tmp_path, syntax, name):
-    path = remove_preamble(write_xray(tmp_path / name), syntax)
+def test_file_without_preamble_is_read_under_any_name(tmp_path, xray, syntax, name):
+    path = remove_preamble(xray().rename(tmp_path / name), syntax)
     assert is_dicom_image(path)
     check_pixels(path, PIXELS)
     assert [c.images for c in find_scans(tmp_path, 1).cases()] == [(path,)]
     if syntax == uid.ExplicitVRLittleEndian:
-        path = remove_preamble(write_xray(path), syntax, keep_file_meta=True)
-        check_pixels(path, PIXELS)
+        check_pixels(remove_preamble(xray(), syntax, keep_file_meta=True), PIXELS)
 
 
 @pytest.mark.parametrize("name", ["d", "b"])  # the first and the last slice by position
 def test_slice_without_preamble_stays_in_its_series(series, name):
     folder = series()
-    whole = read_volume(folder)
+    whole = read_volume(folder).array[0]
     file = remove_preamble(folder / f"{name}.dcm", uid.ImplicitVRLittleEndian)
-    np.testing.assert_array_equal(read_volume(folder).array, whole.array)
+    check_pixels(folder, whole)
     file = file.rename(folder / name)
     assert file in content_files(folder)
-    np.testing.assert_array_equal(read_volume(folder).array, whole.array)
+    check_pixels(folder, whole)
     assert [c.images for c in find_scans(folder, 1).cases()] == [(folder,)]
 
 
@@ -463,8 +454,8 @@ TABLES = {
 
 @pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
 @pytest.mark.parametrize(("tables", "expected"), TABLES.values(), ids=TABLES)
-def test_table_of_any_encoding_is_applied(tmp_path, caplog, name, tables, expected):
-    path = write_xray(tmp_path / "a.dcm", **{name: tables})
+def test_table_of_any_encoding_is_applied(xray, caplog, name, tables, expected):
+    path = xray(**{name: tables})
     check_pixels(path, expected)
     remove_preamble(path, uid.ImplicitVRLittleEndian)
     check_pixels(path, expected)
@@ -472,17 +463,16 @@ def test_table_of_any_encoding_is_applied(tmp_path, caplog, name, tables, expect
 
 
 @pytest.mark.parametrize("data", [BYTES + b"\0", RISING.tobytes()], ids=["bytes", "words"])
-def test_table_of_a_big_endian_file_is_applied(tmp_path, data):
+def test_table_of_a_big_endian_file_is_applied(xray, data):
     swapped = np.frombuffer(data, "<u2").byteswap().tobytes()
-    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=make_table([N, 0, 8], swapped))
-    remove_preamble(path, uid.ExplicitVRBigEndian)
-    check_pixels(path, RISING[PIXELS])
+    path = xray(VOILUTSequence=make_table([N, 0, 8], swapped))
+    check_pixels(remove_preamble(path, uid.ExplicitVRBigEndian), RISING[PIXELS])
 
 
-def test_odd_length_of_a_table_is_read(tmp_path):
+def test_odd_length_of_a_table_is_read(xray):
     tables = make_table([N, 0, 8], BYTES + b"\0")
     tables[0].is_undefined_length_sequence_item = True
-    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=tables)
+    path = xray(VOILUTSequence=tables)
     header = dcmread(path)
     header["VOILUTSequence"].is_undefined_length = True  # so that only the data state a length
     header.save_as(path)
@@ -510,9 +500,8 @@ def test_table_of_signed_pixels_is_applied(tmp_path, name, start, kind):
         (0.0017, 0, 4093),  # 1.7 to 2.1: the nearest entry
     ],
 )
-def test_rescaled_value_gets_the_nearest_entry_of_a_table(tmp_path, slope, intercept, expected):
-    path = write_xray(
-        tmp_path / "a.dcm",
+def test_rescaled_value_gets_the_nearest_entry_of_a_table(xray, slope, intercept, expected):
+    path = xray(
         VOILUTSequence=TABLES["12 bits that fall"][0],
         RescaleSlope=slope,
         RescaleIntercept=intercept,
@@ -520,9 +509,8 @@ def test_rescaled_value_gets_the_nearest_entry_of_a_table(tmp_path, slope, inter
     check_pixels(path, expected)
 
 
-def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
-    path = write_xray(
-        tmp_path / "a.dcm",
+def test_table_comes_before_the_window_and_before_the_inversion(xray):
+    path = xray(
         PhotometricInterpretation="MONOCHROME1",
         ModalityLUTSequence=TABLES["12 bits that fall"][0],
         VOILUTSequence=TABLES["65536 entries"][0],
@@ -544,9 +532,8 @@ def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
     ids=["one entry is missing", "one entry", "no data", "two numbers"],
 )
 @pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
-def test_incomplete_table_is_ignored_with_a_warning(tmp_path, caplog, name, tables):
-    path = write_xray(tmp_path / "a.dcm", **{name: tables})
-    check_pixels(path, PIXELS)
+def test_incomplete_table_is_ignored_with_a_warning(xray, caplog, name, tables):
+    check_pixels(xray(**{name: tables}), PIXELS)
     assert "table" in " ".join(warnings_of(caplog))
 
 
@@ -602,8 +589,8 @@ SHUTTERS = {
 
 
 @pytest.mark.parametrize(("elements", "seen"), SHUTTERS.values(), ids=SHUTTERS)
-def test_pixels_outside_the_shutter_are_not_valid(tmp_path, elements, seen):
-    volume = read_volume(write_xray(tmp_path / "a.dcm", **elements))
+def test_pixels_outside_the_shutter_are_not_valid(xray, elements, seen):
+    volume = read_volume(xray(**elements))
     expected = np.zeros(PIXELS.shape, dtype=bool)
     expected[seen] = True
     np.testing.assert_array_equal(volume.valid, expected)
@@ -621,19 +608,19 @@ def test_pixels_outside_a_polygonal_shutter_are_not_valid(tmp_path):
     np.testing.assert_array_equal(read_volume(path).valid[is_clear], signed_distance[is_clear] > 0)
 
 
-def test_shutter_that_leaves_only_padding_is_ignored(tmp_path, caplog):
-    padding = {"PixelPaddingValue": 1000, "PixelPaddingRangeLimit": 1050}  # the first row
-    volume = read_volume(write_xray(tmp_path / "a.dcm", **padding, **edges(1, 1, 1, 6)))
+def test_shutter_that_leaves_only_padding_is_ignored(xray, caplog):
+    first_row = {"PixelPaddingValue": 1000, "PixelPaddingRangeLimit": 1050}
+    volume = read_volume(xray(**first_row, **edges(1, 1, 1, 6)))
     assert volume.valid.all(axis=1).tolist() == [False, True, True, True]
     assert "shutter is ignored" in " ".join(warnings_of(caplog))
 
 
 @pytest.mark.parametrize("pixel_mm", [None, 0.2])
-def test_pixels_that_are_not_square_are_refused_without_a_pixel_size(tmp_path, pixel_mm):
-    path = write_xray(tmp_path / "a.dcm", PixelAspectRatio=[2, 1])
+def test_pixels_that_are_not_square_are_refused_without_a_pixel_size(xray, pixel_mm):
+    path = xray(PixelAspectRatio=[2, 1])
     for read in (read_geometry, read_volume):
         with pytest.raises(ReadError, match=r"a\.dcm: PixelAspectRatio.*square pixels"):
             read(path, pixel_mm=pixel_mm)
-    path = write_xray(path, PixelAspectRatio=[2, 1], PixelSpacing=[0.3, 0.3])
+    xray(PixelAspectRatio=[2, 1], PixelSpacing=[0.3, 0.3])
     assert read_geometry(path).spacing_mm == pytest.approx((0.3, 0.3))  # spacing has priority
-    assert read_geometry(write_xray(path, PixelAspectRatio=[1, 1])).size_unit == "px"
+    assert read_geometry(xray(PixelAspectRatio=[1, 1])).size_unit == "px"
