@@ -79,7 +79,7 @@ UNFIT = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "named"), UNFIT, ids=[next(iter(r[0])) for r in UNFIT])
+@pytest.mark.parametrize(("change", "error", "named"), UNFIT)
 def test_error_names_a_slice_that_does_not_fit_the_volume(series, change, error, named):
     with pytest.raises(error, match=rf"c\.dcm.*{named}"):
         read_volume(series({2: change}))
@@ -97,7 +97,6 @@ def test_error_names_a_slice_that_does_not_fit_the_volume(series, change, error,
         ({"PixelSpacing": [1.5, 1.5]}, "another pixel size"),
         ({"Rows": 3, "PixelData": b"\0" * 36}, "another number of pixels"),
     ],
-    ids=["localiser", "screenshot", "direction", "pixel size", "smaller"],
 )
 def test_images_of_a_series_outside_its_stack_are_left_out_and_named(
     series, grid, caplog, elements, reason
@@ -151,9 +150,7 @@ CONTRADICTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "first", "second", "elements"), CONTRADICTIONS, ids=lambda v: str(v)[:40]
-)
+@pytest.mark.parametrize(("name", "first", "second", "elements"), CONTRADICTIONS)
 def test_images_of_two_kinds_are_never_one_scan(series, name, first, second, elements):
     changes = {z: {name: first if z < 3 else second, **elements} for z in range(5)}
     with pytest.raises(GeometryError, match=f"differ in their {name}.*separate folders"):
@@ -178,7 +175,6 @@ def test_images_of_two_kinds_are_never_one_scan(series, name, first, second, ele
         ("AcquisitionNumber", [1, 2, 3, 4, 5]),  # GE: one rotation for each slice
         ("AcquisitionNumber", [1, None, 1, "", 1]),
     ],
-    ids=lambda v: str(v)[:40],
 )
 def test_elements_that_do_not_contradict_each_other_are_one_scan(series, caplog, name, values):
     folder = series({z: {name: value} for z, value in enumerate(values)})
@@ -240,9 +236,7 @@ ADVICE = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "modality", "elements", "words"), ADVICE, ids=lambda v: str(v)[-30:]
-)
+@pytest.mark.parametrize(("kind", "modality", "elements", "words"), ADVICE)
 def test_advice_depends_on_the_modality(tmp_path, kind, modality, elements, words):
     path = write_dicom_file(tmp_path / "a.dcm", VOXELS[0], kind, Modality=modality, **elements)
     with pytest.raises(ReadError, match=rf"a\.dcm: .*{words}") as caught:

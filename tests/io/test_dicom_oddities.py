@@ -171,7 +171,7 @@ IGNORED = [
 ]
 
 
-@pytest.mark.parametrize(("elements", "words"), IGNORED, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(("elements", "words"), IGNORED)
 def test_impossible_element_is_ignored_with_a_warning(xray, caplog, elements, words):
     path = xray(**elements)
     volume = read_volume(path)
@@ -230,7 +230,7 @@ SLICES = [
 ]
 
 
-@pytest.mark.parametrize(("elements", "expected", "words"), SLICES, ids=lambda v: str(v)[:50])
+@pytest.mark.parametrize(("elements", "expected", "words"), SLICES)
 def test_series_with_impossible_rescale_elements_warns_once(
     series, caplog, elements, expected, words
 ):
@@ -357,7 +357,7 @@ CODECS = [
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-@pytest.mark.parametrize(("name", "syntax", "encode"), CODECS, ids=[c[0] for c in CODECS])
+@pytest.mark.parametrize(("name", "syntax", "encode"), CODECS)
 def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax, encode):
     kind = np.uint8 if bits == 8 else np.uint16
     pixels = rng.integers(0, 2**bits, (24, 32)).astype(kind)
@@ -378,7 +378,7 @@ def test_baseline_jpeg_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("is_signed", [False, True])
-@pytest.mark.parametrize(("name", "syntax", "encode"), CODECS, ids=[c[0] for c in CODECS])
+@pytest.mark.parametrize(("name", "syntax", "encode"), CODECS)
 def test_bits_above_bits_stored_are_not_part_of_the_value(
     tmp_path, rng, is_signed, name, syntax, encode
 ):
