@@ -15,6 +15,7 @@ from lesionseg.io.cases import read_case, read_finite, read_image
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.masks import read_mask
 from lesionseg.io.volumes import read_volume
+from tests.io.first_case import read_first
 
 SHAPE = (5, 4, 3)
 
@@ -69,13 +70,13 @@ def test_bad_scan_is_an_error_that_names_its_file(dataset, write_nifti, name, co
     else:
         write_nifti(dataset.root / name, content)
     with pytest.raises(LesionsegError, match=rf"{name}.*{match}"):
-        read_case(dataset.cases[0], dataset)
+        read_first(dataset)
     (finding,) = inspect_case(dataset.cases[0], dataset).findings
     assert re.search(rf"{name}.*{match}", finding.message)
 
 
 def test_case_has_all_channels_and_its_reference_on_one_grid(dataset):
-    case = read_case(dataset.cases[0], dataset)
+    case = read_first(dataset)
     assert (case.case, case.group) == ("A", "p1")
     assert (case.image.array.dtype, case.image.array.shape) == (np.float32, (2, 3, 4, 5))
     assert case.image.array[:, 0, 0, 0].tolist() == [10, 11]
@@ -95,9 +96,9 @@ def test_grids_within_half_a_voxel_are_accepted_as_equal(dataset, write_nifti, n
         write_nifti(dataset.root / name, with_values().astype(np.int16), moved)
         if mm > 0.5:
             with pytest.raises(GeometryError, match=rf"{name} and A_0000\.nii\.gz.*0\.55 mm"):
-                read_case(dataset.cases[0], dataset)
+                read_first(dataset)
             return
-        case = read_case(dataset.cases[0], dataset)
+        case = read_first(dataset)
         assert case.reference.geometry.matches(case.image.geometry, 0)
         assert (f"{mm:g} mm apart" in caplog.text) == (mm > 0.001)
 
@@ -161,7 +162,7 @@ def test_nan_voxels_become_background_if_declared(dataset, write_nifti, lowest, 
     image[0, 3, 0] = lowest
     image[:, :2] = np.nan
     write_nifti(dataset.root / IMAGE, image)
-    first, second = read_case(dataset.cases[0], replace(dataset, nan_background=True)).image.array
+    first, second = read_first(replace(dataset, nan_background=True)).image.array
     np.testing.assert_array_equal(second.T, np.where(np.isnan(image), background, image))
     assert first.min() == 10
 
@@ -172,7 +173,7 @@ def test_nan_voxels_become_background_if_declared(dataset, write_nifti, lowest, 
 def test_infinity_or_only_nan_is_an_error_even_if_nan_is_background(dataset, write_nifti, image, n):
     write_nifti(dataset.root / IMAGE, image)
     with pytest.raises(ContentError, match=f"{n} voxels are NaN or infinity"):
-        read_case(dataset.cases[0], replace(dataset, nan_background=True))
+        read_first(replace(dataset, nan_background=True))
 
 
 def test_nan_in_a_mask_becomes_background_if_declared(dataset, write_nifti):
@@ -180,7 +181,7 @@ def test_nan_in_a_mask_becomes_background_if_declared(dataset, write_nifti):
     mask[0, 1, 2] = 1
     mask[1, 1, 1] = 0
     write_nifti(dataset.root / MASK, mask)
-    labels = read_case(dataset.cases[0], replace(dataset, nan_background=True)).reference.labels
+    labels = read_first(replace(dataset, nan_background=True)).reference.labels
     assert np.argwhere(labels).tolist() == [[2, 1, 0]]
 
 

@@ -31,6 +31,7 @@ from tests.io.dicom_files import (
     to_lps,
     write_dicom_file,
 )
+from tests.io.first_case import read_first_of
 
 
 def test_slices_are_sorted_by_position_and_rescaled_by_their_own_slope(series, grid, tmp_path):
@@ -357,8 +358,7 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
     assert second.images == (folder / "series=7",)
     check_pixels(second.images[0], VOXELS - 1000.0)
     (tmp_path / "manifest.csv").write_text("case,image\nA,scan/series=1.2.3.5\n")
-    dataset = read_dataset(tmp_path)
-    assert read_case(dataset.cases[0], dataset).image.array.shape == (1, 5, 4, 6)
+    assert read_first_of(tmp_path).image.array.shape == (1, 5, 4, 6)
     with pytest.raises(ReadError, match="series=7"):
         read_volume(folder / "series=8")
 
@@ -548,11 +548,10 @@ def test_pixel_size_and_its_source_follow_from_the_elements(xray, elements, mm, 
 def test_radiograph_without_a_pixel_size_has_that_of_the_table(tmp_path, xray, elements, mm, unit):
     path = xray(**elements)
     (tmp_path / "manifest.csv").write_text("case,image,pixel_mm\na,a.dcm,0.3\n")
-    dataset = read_dataset(tmp_path)
     for geometry in (
         read_geometry(path, pixel_mm=0.3),
         read_volume(path, pixel_mm=0.3).geometry,
-        read_case(dataset.cases[0], dataset).image.geometry,
+        read_first_of(tmp_path).image.geometry,
     ):
         assert geometry.spacing_mm == pytest.approx((mm, mm))
         assert geometry.size_unit == unit
@@ -572,12 +571,7 @@ def test_folder_of_several_radiographs_is_an_error(tmp_path, xray):
 def read_found(root, reference, labels=None, **rules):
     """Read the reference of the only case."""
     dicom.write_manifest(root, "scan", reference, labels)
-    return read_only_case(root, **rules)
-
-
-def read_only_case(root, **rules):
-    dataset = read_dataset(root, **rules)
-    return read_case(dataset.cases[0], dataset).reference
+    return read_first_of(root, **rules).reference
 
 
 def read_labels(root, reference, labels=None):
@@ -716,7 +710,7 @@ def test_numbered_segments_of_a_label_that_is_not_annotated_are_background(read_
     read_drawn(dicom.write_seg, masks, labels=LABELS)
     table = "case,image,reference,annotated\nA,scan,ref.dcm,cyst\n"
     (tmp_path / "manifest.csv").write_text(table)
-    reference = read_only_case(tmp_path)
+    reference = read_first_of(tmp_path).reference
     assert reference.unannotated == (1,)
     assert lesions_of(reference).labels.tolist() == [2]
 

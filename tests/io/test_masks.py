@@ -10,13 +10,12 @@ from scipy.ndimage import gaussian_filter
 
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import ContentError
-from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import read_dataset
 from lesionseg.io.masks import read_instances, require_exact_values
 from lesionseg.io.references import open_reference
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.volumes import write_volume
 from tests.io.dicom_files import write_manifest
+from tests.io.first_case import read_first_of
 
 Y, X = np.mgrid[:64, :64]
 
@@ -95,8 +94,7 @@ def read_reference(root, suffix, mask, *, merged):
     for name, array in (("image", 0 * mask), ("mask", mask)):
         write_volume(root / f"{name}{suffix}", Volume(array[np.newaxis], grid))
     write_manifest(root, f"image{suffix}", f"mask{suffix}")
-    dataset = read_dataset(root, merge_labels=merged)
-    return read_case(dataset.cases[0], dataset).reference
+    return read_first_of(root, merge_labels=merged).reference
 
 
 @pytest.mark.parametrize("merged", [False, True])

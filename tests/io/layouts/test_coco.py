@@ -17,6 +17,7 @@ from lesionseg.io.references import References
 from lesionseg.io.text import write_json
 from lesionseg.io.worker import run_in_worker
 from lesionseg.ops.components import lesion_mask
+from tests.io.first_case import read_first, read_first_of
 from tests.io.layouts.box_folders import assert_negative, read_all, write_picture
 
 SQUARE = [[2.0, 1.0, 5.0, 1.0, 5.0, 4.0, 2.0, 4.0]]  # x 2 to 5, y 1 to 4
@@ -46,14 +47,9 @@ def write_folder(tmp_path):
     return write
 
 
-def _read_case(root, **settings):
-    dataset = read_dataset(root, **settings)
-    return read_case(dataset.cases[0], dataset)
-
-
 def _read_masks(root, **settings):
     """Read the reference of the only case, with its instances and its labels."""
-    reference = _read_case(root, **settings).reference
+    reference = read_first_of(root, **settings).reference
     return reference, reference.instances, reference.labels
 
 
@@ -62,7 +58,7 @@ def test_image_without_further_fields_has_the_defaults(write_folder):
     assert (dataset.layout, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
     assert dataset.labels == Labels((1, 2), ("nodule", "mass"))  # by category id
     assert dataset.cases[0].columns == {"pixel_mm": ""}
-    assert _read_case(dataset.root).image.geometry.spacing_mm == (1, 1)
+    assert read_first_of(dataset.root).image.geometry.spacing_mm == (1, 1)
 
 
 def test_image_fields_give_patient_pixel_size_role_and_columns(write_folder):
@@ -169,7 +165,7 @@ def test_crowds_are_ignored(write_folder):
 @pytest.mark.parametrize("outline", [{}, {"segmentation": SQUARE}])
 def test_lesion_in_a_crowd_is_not_ignored(write_folder, outline):
     crowd = {"bbox": [1, 0, 7, 7], "iscrowd": 1}
-    ignore = _read_case(write_folder([{**LESION, **outline}, crowd])).reference.ignore
+    ignore = read_first_of(write_folder([{**LESION, **outline}, crowd])).reference.ignore
     assert (ignore.sum(), ignore[1:4, 2:5].any()) == (49 - 9, False)
 
 
@@ -209,7 +205,7 @@ OUTLINES = [
 )
 def test_invalid_annotation_is_an_error(write_folder, change, match):
     with pytest.raises(LesionsegError, match=match):
-        _read_case(write_folder([{**LESION, **change}]))
+        read_first_of(write_folder([{**LESION, **change}]))
 
 
 SAME_ID = [{"id": 7, "file_name": name} for name in ("a.png", "b.png")]
@@ -240,7 +236,7 @@ WRONG = [
 @pytest.mark.parametrize(("wrong", "match"), WRONG)
 def test_invalid_image_or_mask_is_an_error(write_folder, wrong, match):
     with pytest.raises(LesionsegError, match=match):
-        _read_case(write_folder(**wrong))
+        read_first_of(write_folder(**wrong))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +256,7 @@ def test_dataset_states_if_lesions_are_boxes_without_outlines(write_folder, sett
 def test_mask_that_does_not_fit_its_annotations_is_an_error(write_folder, labels):
     annotations = [{"bbox": [1, 1, 2, 2], "mask_label": label} for label in labels]
     with pytest.raises(ContentError, match=r"a\.png.*do not fit together"):
-        _read_case(write_folder(annotations, TWO))
+        read_first_of(write_folder(annotations, TWO))
 
 
 # --- folders of other programs ---
@@ -323,7 +319,7 @@ def test_unused_category_of_roboflow_does_not_take_the_name_of_the_lesions(tmp_p
     assert dataset.labels.value_names == {1: "nodule (2)", 2: "nodule"}
     (remark,) = [remark for remark in dataset.findings if remark.kind == "label_names"]
     assert "label 1 is now called 'nodule (2)'" in remark.message
-    assert read_case(dataset.cases[0], dataset).reference.box_labels == (2,)
+    assert read_first(dataset).reference.box_labels == (2,)
     assert read_dataset(root, merge_labels=True).labels.value_names == {1: "lesion"}
 
 
@@ -340,7 +336,7 @@ def test_invalid_polygon_of_one_of_several_readers_is_an_error(write_folder):
     """Their polygons only give boxes."""
     own = {reader: {"segmentation": SQUARE, "reader": reader} for reader in "AB"}
     unknown_size = {"width": None, "height": None}
-    reference = _read_case(write_folder([*own.values()], **unknown_size)).reference
+    reference = read_first_of(write_folder([*own.values()], **unknown_size)).reference
     assert reference.boxes.tolist() == [[1, 2, 4, 5]]
     wrong = {**own["B"], "id": 2, "segmentation": [[2, 1, 5, 1, 5, 4, 2]]}
     with pytest.raises(DatasetError, match=r"annotations\.json: annotation 2: segmentation"):
@@ -349,7 +345,7 @@ def test_invalid_polygon_of_one_of_several_readers_is_an_error(write_folder):
 
 def test_nan_in_unused_fields_is_allowed(write_folder):
     root = write_folder([{"bbox": [2, 1, 3, 3], "area": float("nan")}], score=float("nan"))
-    assert _read_case(root).reference.boxes.tolist() == [[1, 2, 4, 5]]
+    assert read_first_of(root).reference.boxes.tolist() == [[1, 2, 4, 5]]
 
 
 def test_remark_names_unlisted_images(write_folder):
@@ -434,7 +430,7 @@ def test_separators_of_windows_in_file_names_are_read(write_folder):
     root = write_folder([lesion], mask, file_name="images\\a.png", mask_file=".\\a.png")
     dataset = read_dataset(root)
     assert [case.case for case in dataset.cases] == ["a"]
-    assert read_case(dataset.cases[0], dataset).reference.labels.sum() == 4
+    assert read_first(dataset).reference.labels.sum() == 4
 
 
 def test_ids_with_decimals_are_whole_numbers(write_folder):
@@ -460,7 +456,7 @@ def test_right_angles_of_cvat_turn_a_box_about_its_centre(write_folder, turn):
     root = write_folder([{**BOX, "attributes": attributes}])
     is_turned = turn in (90, -90, 270, "90")
     expected = [0, 4, 5, 6] if is_turned else [1, 2, 3, 8]  # the top is outside
-    assert _read_case(root).reference.boxes.tolist() == [expected]
+    assert read_first_of(root).reference.boxes.tolist() == [expected]
 
 
 def test_rotation_does_not_change_a_polygon(write_folder):

@@ -16,6 +16,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.annotated_lesions import LESIONS_KEY
 from lesionseg.ops.components import lesion_mask
+from tests.io.first_case import read_first
 from tests.io.layouts.box_folders import HEIGHT, WIDTH, X0, X1, Y0, Y1, read_all, write_picture
 
 BOX = (X0, Y0, X1, Y1)
@@ -228,7 +229,7 @@ def test_mask_of_another_size_is_an_error_of_its_case(tmp_path, layout):
         return
     dataset = read_dataset(tmp_path)
     with pytest.raises(LesionsegError, match=Path(layout.mask("a")).name):
-        read_case(dataset.cases[0], dataset)
+        read_first(dataset)
     assert read_case(dataset.cases[1], dataset).reference is not None
 
 
@@ -245,7 +246,7 @@ def test_box_outside_its_image_is_an_error_of_its_case(tmp_path, layout):
     dataset = read_dataset(tmp_path)
     match = rf"{layout.table}: .*outside its image.*x 69 to 73 of 0 to 64, y 2 to 6 of 0 to 40"
     with pytest.raises(LesionsegError, match=match):
-        read_case(dataset.cases[0], dataset)
+        read_first(dataset)
 
 
 @pytest.mark.parametrize("layout", TABLES, ids=name_of)

@@ -6,11 +6,11 @@ from PIL import Image
 
 from lesionseg.core import Volume
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 from tests.io.dicom_files import grid_of
+from tests.io.first_case import read_first, read_first_of
 
 # starts and stops in array order (z, y, x), half-open
 BOX = (2.0, 3.0, 4.0, 5.0, 5.0, 10.0)
@@ -38,7 +38,7 @@ def test_datalist_gives_channels_folds_and_roles(tmp_path, write_nifti):
     assert dataset.layout == "datalist"
     cases = [(c.case, c.group, c.role, c.fold) for c in dataset.cases]
     assert cases == [("a_t1", "P", None, 0), ("b_t1", "P", "test", 1)]
-    assert read_case(dataset.cases[0], dataset).image.array.shape == (2, 3, 4, 5)
+    assert read_first(dataset).image.array.shape == (2, 3, 4, 5)
     (tmp_path / "masks" / "a.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"masks/a\.nii\.gz"):
         read_dataset(root)
@@ -74,13 +74,9 @@ def write_datalist(root, entry, **facts):
     return root
 
 
-def read_reference(root):
-    dataset = read_dataset(root)
-    return read_case(dataset.cases[0], dataset).reference
-
-
 def test_boxes_are_centres_and_sizes_in_lps(tmp_path):
-    reference = read_reference(write_datalist(tmp_path, {"box": [lps_box()] * 2, "label": [0, 1]}))
+    root = write_datalist(tmp_path, {"box": [lps_box()] * 2, "label": [0, 1]})
+    reference = read_first_of(root).reference
     np.testing.assert_allclose(reference.boxes, [BOX, BOX], atol=1e-4)
     assert reference.box_labels == (1, 2)
     assert reference.labels is None
@@ -92,14 +88,14 @@ def test_boxes_are_centres_and_sizes_in_lps(tmp_path):
 
 
 def test_entry_without_boxes_is_lesion_free(tmp_path):
-    lesion_free = read_reference(write_datalist(tmp_path, {"box": [], "label": []}))
-    assert not lesion_free.labels.any()
+    case = read_first_of(write_datalist(tmp_path, {"box": [], "label": []}))
+    assert not case.reference.labels.any()
 
 
 def test_boxes_of_a_picture_are_pixels(tmp_path):
     Image.new("L", (9, 6)).save(tmp_path / "a.png")
     write_list(tmp_path, training=[{"image": "a.png", "box": [[1, 2, 5, 4]], "label": [0]}])
-    assert read_reference(tmp_path).boxes.tolist() == [[2, 1, 4, 5]]
+    assert read_first_of(tmp_path).reference.boxes.tolist() == [[2, 1, 4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -118,13 +114,12 @@ def test_boxes_of_a_picture_are_pixels(tmp_path):
 def test_invalid_boxes_are_an_error(tmp_path, change, error):
     write_datalist(tmp_path, {"box": [[1, 2, 3, 4, 5, 6]], "label": [0], **change})
     with pytest.raises(error):
-        read_reference(tmp_path)
+        read_first_of(tmp_path)
 
 
 def test_other_box_mode_is_an_error(tmp_path):
-    write_datalist(tmp_path, {"box": [lps_box()], "label": [0]}, box_mode="xyxy")
     with pytest.raises(DatasetError):
-        read_reference(tmp_path)
+        read_dataset(write_datalist(tmp_path, {"box": [lps_box()], "label": [0]}, box_mode="xyxy"))
 
 
 @pytest.mark.parametrize("is_absolute", [False, True])

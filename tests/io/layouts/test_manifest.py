@@ -14,6 +14,7 @@ from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.text import write_json
 from lesionseg.ops.components import lesions_of
+from tests.io.first_case import read_first
 
 sys.path.append(str(Path(__file__).parents[3] / "examples"))
 import nndetection_to_manifest
@@ -146,7 +147,7 @@ def test_empty_cell_is_a_missing_channel_if_allowed(write_manifest):
     root = write_manifest("case,image,image_0001\nA,,a.nii\nB,b.nii,a.nii\n")
     dataset = read_dataset(root, may_lack=True)
     assert [(c.missing, len(c.images)) for c in dataset.cases] == [((0,), 1), ((), 2)]
-    assert read_case(dataset.cases[0], dataset).image.array.shape[0] == 2
+    assert read_first(dataset).image.array.shape[0] == 2
     with pytest.raises(DatasetError, match="'A'"):
         read_case(dataset.cases[0], replace(dataset, may_lack=False))
 
@@ -243,7 +244,7 @@ def test_remark_names_cases_without_a_fold_if_others_have_one(write_manifest):
 def test_invalid_pixel_size_is_an_error_with_an_example(write_manifest, size):
     dataset = read_dataset(write_manifest(f'case,image,pixel_mm\nA,a.nii,"{size}"\n'))
     with pytest.raises(DatasetError, match=f"pixel_mm of 'A' is {size}.*such as 0.143"):
-        read_case(dataset.cases[0], dataset)
+        read_first(dataset)
 
 
 def test_instance_masks_need_the_label_1_unless_labels_are_merged(write_manifest):

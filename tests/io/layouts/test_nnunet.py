@@ -12,6 +12,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_json, write_json
+from tests.io.first_case import read_first
 
 
 def rename(root, part, names):
@@ -73,7 +74,7 @@ def test_lists_of_values_are_regions_that_can_be_merged(nnunet_folder):
     assert read_dataset(root).labels == Labels((*names,), (*names.values(),), regions, ignore=4)
     merged = read_dataset(root, merge_labels=True)
     assert merged.labels == Labels((1,), ("lesion",), ignore=4, merged=names)
-    assert read_case(merged.cases[0], merged).reference.labels.sum() == 1
+    assert read_first(merged).reference.labels.sum() == 1
 
 
 CANCER = {"0": "background", "1": "cancer"}
@@ -100,7 +101,7 @@ def test_4_d_file_of_a_decathlon_folder_is_an_error_with_advice(decathlon_folder
     write_nifti(decathlon_folder / "imagesTr" / "A.nii.gz", np.zeros((5, 4, 3, 2), np.int16))
     dataset = read_dataset(decathlon_folder)
     with pytest.raises(ReadError, match="one file per channel"):
-        read_case(dataset.cases[0], dataset)
+        read_first(dataset)
     facts = {"modality": {"0": "T1", "1": "T2"}, "labels": CANCER}
     write_json(decathlon_folder / "dataset.json", facts)
     with pytest.raises(DatasetError, match=r"split a 4-D file.*_0000"):

@@ -11,6 +11,7 @@ from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import write_json
 from lesionseg.ops.components import lesion_mask
+from tests.io.first_case import read_first
 
 
 def count_voxels(dataset):
@@ -66,7 +67,7 @@ def test_geometry_image_accepts_another_origin_or_direction(nnunet_folder, is_tu
     # the turned header covers the region of the image, so that it is probably right
     assert ("data.geometry=image" in str(caught.value)) != is_turned
     dataset = read_dataset(root, grid_of_image=True)
-    reference = read_case(dataset.cases[0], dataset).reference
+    reference = read_first(dataset).reference
     assert np.argwhere(reference.labels).tolist() == [[0, 2, 1], [1, 3, 2]]  # at the same indices
     text = texts_of(dataset)
     assert "the header states another position than A_0000.nii.gz" in text
@@ -102,7 +103,7 @@ def test_single_slice_of_999_millimetres_is_read_as_a_picture(nnunet_folder, axi
         write_image(root / f"{name}.nii.gz", array, np.diag([*spacing, 1.0]))
     dataset = read_dataset(root)
     assert dataset.dims == 2
-    case = read_case(dataset.cases[0], dataset)
+    case = read_first(dataset)
     assert case.image.geometry.spacing_mm == pytest.approx((0.7, 0.7))
     np.testing.assert_array_equal(case.image.array[0], image.T)
     assert np.argwhere(case.reference.labels).tolist() == [[3, 2]]
@@ -141,7 +142,7 @@ def write_stacks(nnunet_folder, spacing):
 def test_tiff_stack_gets_its_spacing_from_the_json_file(nnunet_folder):
     dataset = read_dataset(write_stacks(nnunet_folder, [3.0, 0.5, 0.7]))
     assert dataset.dims == 3
-    geometry = read_case(dataset.cases[0], dataset).image.geometry
+    geometry = read_first(dataset).image.geometry
     assert geometry.shape == (6, 9, 7)
     assert geometry.spacing_mm == pytest.approx((3.0, 0.5, 0.7))
     assert count_voxels(dataset) == [8, 8]
@@ -163,7 +164,7 @@ def test_single_file_next_to_cases_of_three_channels_is_not_in_colour(nnunet_fol
 
 def test_tiff_stack_without_spacing_has_one_millimetre_and_a_warning(nnunet_folder):
     dataset = read_dataset(write_stacks(nnunet_folder, None))
-    assert read_case(dataset.cases[0], dataset).image.geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assert read_first(dataset).image.geometry.spacing_mm == (1.0, 1.0, 1.0)
     assert "A.json states the spacing" in texts_of(dataset)
 
 
@@ -172,7 +173,7 @@ def test_error_names_the_file_with_an_invalid_spacing(nnunet_folder, spacing):
     dataset = read_dataset(write_stacks(nnunet_folder, [1, 1, 1]))
     (dataset.root / "imagesTr" / "A.json").write_text(f'{{"spacing": {spacing}}}')
     with pytest.raises(ReadError, match=r"A\.json"):
-        read_case(dataset.cases[0], dataset)
+        read_first(dataset)
 
 
 def write_masks(root, values):
@@ -205,5 +206,5 @@ def test_ignored_value_stays_ignored_if_labels_are_merged(nnunet_folder):
     root = nnunet_folder(labels={"background": 0, "lesion": 1, "ignore": 2})
     write_masks(root, [255, 2, 1])
     dataset = read_dataset(root, merge_labels=True)
-    reference = read_case(dataset.cases[0], dataset).reference
+    reference = read_first(dataset).reference
     assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (2, 1)

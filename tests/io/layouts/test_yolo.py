@@ -18,13 +18,14 @@ from tests.io.layouts.box_folders import (
 BRIGHT = "0.375 0.225 0.25 0.25"
 NAMES = "names: [nodule, mass]\n"
 FOLDERS = "train: images/train\nval: images/val\n"
+BOX_OF_A = {"train/a": f"0 {BRIGHT}"}
 
 
 @pytest.fixture
 def write_folder(tmp_path):
     """Write the pictures train/a (with the rectangle), train/b and val/c, and text files."""
 
-    def write(texts, data=FOLDERS + NAMES):
+    def write(data=FOLDERS + NAMES, texts=BOX_OF_A):
         for name in ("train/a", "train/b", "val/c"):
             write_picture(tmp_path / "images" / f"{name}.png", bright=name == "train/a")
         for name, text in texts.items():
@@ -46,7 +47,7 @@ def write_folder(tmp_path):
     ],
 )
 def test_names_may_be_a_list_or_a_dictionary(write_folder, names):
-    dataset, cases = read_all(write_folder({"train/a": f"0 {BRIGHT}"}, names + FOLDERS))
+    dataset, cases = read_all(write_folder(names + FOLDERS))
     assert dataset.labels.value_names == {1: "nodule", 2: "mass"}
     assert_rectangle(cases["a"])
 
@@ -55,12 +56,12 @@ def test_names_may_be_a_list_or_a_dictionary(write_folder, names):
     ("part", "role"), [("train", None), ("val", "validation"), ("test", "test")]
 )
 def test_images_of_a_single_part_have_its_role(write_folder, part, role):
-    root = write_folder({"train/a": f"0 {BRIGHT}"}, f"{part}: images/train\n{NAMES}")
+    root = write_folder(f"{part}: images/train\n{NAMES}")
     assert {case.role for case in list_dataset(root).cases} == {role}
 
 
 def test_repeated_names_get_numbers(write_folder):
-    root = write_folder({"train/a": f"2 {BRIGHT}"}, "names: [x, x (2), x]\n" + FOLDERS)
+    root = write_folder("names: [x, x (2), x]\n" + FOLDERS, {"train/a": f"2 {BRIGHT}"})
     dataset, cases = read_all(root)
     assert dataset.labels.value_names == {1: "x", 2: "x (2)", 3: "x (3)"}
     assert_rectangle(cases["a"], label=3)
@@ -84,7 +85,7 @@ def test_layout_of_roboflow_has_folders_next_to_data_yaml(tmp_path, case):
 
 @pytest.mark.parametrize("base", ["path: .\n", "path: ../elsewhere\n", "path: /datasets/x\n"])
 def test_path_on_another_computer_is_ignored(write_folder, base):
-    _, cases = read_all(write_folder({"train/a": f"0 {BRIGHT}"}, base + FOLDERS + NAMES))
+    _, cases = read_all(write_folder(base + FOLDERS + NAMES))
     assert_rectangle(cases["a"])
 
 
@@ -103,12 +104,12 @@ POLYGON = "0.25 0.1 0.5 0.1 0.5 0.35 0.25 0.35"
 
 
 def test_polygon_is_filled_and_next_to_a_box_becomes_a_box(write_folder):
-    dataset, cases = read_all(write_folder({"train/a": f"1 {POLYGON}"}))
+    dataset, cases = read_all(write_folder(texts={"train/a": f"1 {POLYGON}"}))
     assert not dataset.lesions_are_boxes
     reference = cases["a"].reference
     np.testing.assert_array_equal(reference.instances > 0, cases["a"].image.array[0] > 0)
     assert reference.instance_labels == (2,)
-    dataset, cases = read_all(write_folder({"train/a": f"1 {POLYGON}\n0 {BRIGHT}"}))
+    dataset, cases = read_all(write_folder(texts={"train/a": f"1 {POLYGON}\n0 {BRIGHT}"}))
     assert dataset.lesions_are_boxes
     assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32]] * 2
 
@@ -133,7 +134,7 @@ WRONG = [
 @pytest.mark.parametrize(("line", "match"), WRONG)
 def test_wrong_line_is_an_error_that_names_file_and_line(write_folder, line, match):
     with pytest.raises(LesionsegError, match=rf"a\.txt: line 2: .*{match}") as caught:
-        read_all(write_folder({"train/a": f"\n{line}\n"}))
+        read_all(write_folder(texts={"train/a": f"\n{line}\n"}))
     assert "\n" not in str(caught.value)
 
 
@@ -156,7 +157,7 @@ DATA_WRONG = [
 @pytest.mark.parametrize(("data", "match"), DATA_WRONG)
 def test_wrong_data_yaml_is_an_error(write_folder, data, match):
     with pytest.raises(LesionsegError, match=rf"data\.yaml: .*{match}") as caught:
-        read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
+        read_dataset(write_folder(data))
     assert "\n" not in str(caught.value)
 
 
@@ -164,7 +165,7 @@ def test_wrong_data_yaml_is_an_error(write_folder, data, match):
 def test_absolute_path_in_data_yaml_is_read_from_a_relative_folder(
     write_folder, tmp_path, monkeypatch, root
 ):
-    write_folder({"train/a": f"0 {BRIGHT}"}, f"path: {tmp_path}\n{FOLDERS}{NAMES}")
+    write_folder(f"path: {tmp_path}\n{FOLDERS}{NAMES}")
     monkeypatch.chdir(tmp_path)
     cases = read_dataset(Path(root.replace("here", tmp_path.name))).cases
     n_boxes = {c.case: len(c.annotations["lesions"].lesions) for c in cases}
@@ -180,7 +181,7 @@ def test_absolute_path_in_data_yaml_is_read_from_a_relative_folder(
     ],
 )
 def test_other_names_of_the_parts_are_read(write_folder, data):
-    dataset = read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data + NAMES))
+    dataset = read_dataset(write_folder(data + NAMES))
     roles = {c.case: c.role for c in dataset.cases}
     assert roles == {"a": "train", "b": "train", "c": "validation"}
     assert "left_out" not in [remark.kind for remark in dataset.findings]
@@ -189,14 +190,14 @@ def test_other_names_of_the_parts_are_read(write_folder, data):
 @pytest.mark.parametrize("entry", ["images/val", "[images/val]"])
 def test_unknown_key_with_a_folder_of_images_is_named(write_folder, entry):
     data = f"train: images/train\nminival: {entry}\nbase: .\nlicense: CC0\n{NAMES}"
-    dataset = read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
+    dataset = read_dataset(write_folder(data))
     assert [c.case for c in dataset.cases] == ["a", "b"]
     (left_out,) = [remark.message for remark in dataset.findings if remark.kind == "left_out"]
     assert "minival is unknown, so the images in its folder images/val" in left_out
 
 
 def test_path_in_data_yaml_outside_its_folder_is_an_error(write_folder, monkeypatch):
-    inner = write_folder({"train/a": f"0 {BRIGHT}"}) / "images"
+    inner = write_folder() / "images"
     (inner / "data.yaml").write_text("names: [a]\ntrain: ../labels\n")
     monkeypatch.chdir(inner)
     with pytest.raises(LesionsegError, match=r"train is '\.\./labels', which is not a folder"):
@@ -205,14 +206,14 @@ def test_path_in_data_yaml_outside_its_folder_is_an_error(write_folder, monkeypa
 
 def test_folder_without_any_text_file_is_an_error(write_folder):
     with pytest.raises(LesionsegError, match="no image has a text file with boxes"):
-        read_dataset(write_folder({}))
+        read_dataset(write_folder(texts={}))
 
 
 @pytest.mark.parametrize(
     ("content", "match"), [(b"0 0.5 \xff\xe9", "not UTF-8"), (bytes(2**24 + 1), "more than 16 MiB")]
 )
 def test_text_file_that_cannot_be_read_is_an_error(write_folder, content, match):
-    root = write_folder({"train/a": ""})
+    root = write_folder(texts={"train/a": ""})
     (root / "labels" / "train" / "a.txt").write_bytes(content)
     with pytest.raises(LesionsegError, match=rf"a\.txt: .*{match}"):
         read_dataset(root)
@@ -223,9 +224,9 @@ def test_text_file_that_cannot_be_read_is_an_error(write_folder, content, match)
 )
 def test_key_points_after_a_box_are_left_out(write_folder, shape, points):
     data = f"{FOLDERS}{NAMES}kpt_shape: {shape}\n"
-    assert_rectangle(read_all(write_folder({"train/a": f"0 {BRIGHT}{points}\n"}, data))[1]["a"])
+    assert_rectangle(read_all(write_folder(data, {"train/a": f"0 {BRIGHT}{points}\n"}))[1]["a"])
     with pytest.raises(LesionsegError, match=r"a\.txt: line 1: .* 7 values"):
-        read_dataset(write_folder({"train/a": f"0 {BRIGHT} 0.5 0.1\n"}, data))
+        read_dataset(write_folder(data, {"train/a": f"0 {BRIGHT} 0.5 0.1\n"}))
 
 
 LISTS = [
@@ -238,7 +239,7 @@ LISTS = [
 
 @pytest.mark.parametrize(("name", "train", "val"), LISTS)
 def test_parts_may_be_text_files_that_list_images(write_folder, name, train, val):
-    root = write_folder({"train/a": f"0 {BRIGHT}"}, f"train: {name}\nval: val.txt\n{NAMES}")
+    root = write_folder(f"train: {name}\nval: val.txt\n{NAMES}")
     for file, text in ((root / name, train), (root / "val.txt", val)):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
@@ -250,7 +251,7 @@ def test_parts_may_be_text_files_that_list_images(write_folder, name, train, val
 
 
 def test_wrong_line_of_a_list_of_images_is_an_error(write_folder):
-    root = write_folder({"train/a": f"0 {BRIGHT}"}, f"train: train.txt\n{NAMES}")
+    root = write_folder(f"train: train.txt\n{NAMES}")
     (root / "train.txt").write_text("images/train/a.png\nimages/gone.png\n/etc/passwd")
     second, third = list_dataset(root).errors
     assert "line 2" in second.message
