@@ -58,6 +58,11 @@ def check_pixels(path, expected):
     np.testing.assert_array_equal(read_volume(path).array[0], expected)
 
 
+def check_is_whole(path):
+    """Check that all slices of a series are read."""
+    assert read_volume(path).array.shape == (1, *VOXELS.shape)
+
+
 def make_item(**elements):
     item = Dataset()
     for name, value in elements.items():

@@ -26,6 +26,11 @@ from lesionseg.io.text import (
 from lesionseg.pipeline import find_recipe
 
 
+@pytest.fixture
+def table(tmp_path):
+    return tmp_path / "a.csv"
+
+
 def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     target = tmp_path / "new" / "scan.nii.gz"
     synced = []
@@ -148,13 +153,13 @@ def test_error_names_an_unreadable_file_in_one_line(tmp_path, read, text):
     assert "\n" not in str(caught.value)
 
 
-def test_table_survives_a_round_trip(tmp_path):
-    path = tmp_path / "a.csv"
-    write_csv(path, [{"case": 'a,"b"', "dice": 0.5}, {"case": "c", "dice": None}], ["case", "dice"])
-    assert read_csv(path) == [{"case": 'a,"b"', "dice": "0.5"}, {"case": "c", "dice": ""}]
-    write_csv(path, [], ["case", "dice"])
-    assert path.read_text() == "case,dice\n"
-    assert read_csv(path) == []
+def test_table_survives_a_round_trip(table):
+    rows = [{"case": 'a,"b"', "dice": 0.5}, {"case": "c", "dice": None}]
+    write_csv(table, rows, ["case", "dice"])
+    assert read_csv(table) == [{"case": 'a,"b"', "dice": "0.5"}, {"case": "c", "dice": ""}]
+    write_csv(table, [], ["case", "dice"])
+    assert table.read_text() == "case,dice\n"
+    assert read_csv(table) == []
 
 
 def test_name_that_is_not_utf_8_is_written_as_text(tmp_path):
@@ -165,17 +170,15 @@ def test_name_that_is_not_utf_8_is_written_as_text(tmp_path):
     assert read_json(tmp_path / "a.json") == {"case": name}
 
 
-def test_column_names_that_cannot_be_read_are_an_error(tmp_path):
-    table = tmp_path / "a.csv"
+def test_column_names_that_cannot_be_read_are_an_error(table):
     table.write_text('case,"' + 200_000 * "x")
     with pytest.raises(ReadError, match="closing double quote"):
         read_csv_columns(table)
 
 
-def test_unknown_column_of_a_row_is_an_error(tmp_path):
-    path = tmp_path / "a.csv"
+def test_unknown_column_of_a_row_is_an_error(table):
     with pytest.raises(ValueError, match="dyce"):
-        write_csv(path, [{"dyce": 1}], ["dice"])
+        write_csv(table, [{"dyce": 1}], ["dice"])
 
 
 FORMULAS = ("=1+1", "+cmd", "-a", "@SUM(A1)", "'=x", "''@x", "-")
@@ -183,12 +186,11 @@ PLAIN = ("-0.5", "+1e-3", "-inf", "'quoted'", "a=b", "scan-1", -2.5)
 
 
 @pytest.mark.parametrize("cell", [*FORMULAS, *PLAIN])
-def test_formulas_are_quoted_and_all_cells_survive_a_round_trip(tmp_path, cell):
-    path = tmp_path / "a.csv"
-    write_csv(path, [{"x": cell}], ["x"])
+def test_formulas_are_quoted_and_all_cells_survive_a_round_trip(table, cell):
+    write_csv(table, [{"x": cell}], ["x"])
     quote = "'" if cell in FORMULAS else ""
-    assert path.read_text() == f"x\n{quote}{cell}\n"
-    assert read_csv(path) == [{"x": str(cell)}]
+    assert table.read_text() == f"x\n{quote}{cell}\n"
+    assert read_csv(table) == [{"x": str(cell)}]
 
 
 BAD_IDS = (
@@ -304,10 +306,9 @@ TABLES = [
 
 @pytest.mark.parametrize(("text", "row"), TABLES)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_tables_of_spreadsheets_are_read(tmp_path, text, row, encoding):
-    path = tmp_path / "a.csv"
-    path.write_bytes(text.encode(encoding))
-    assert read_csv(path) == [row]
+def test_tables_of_spreadsheets_are_read(table, text, row, encoding):
+    table.write_bytes(text.encode(encoding))
+    assert read_csv(table) == [row]
 
 
 WRONG_TABLES = [
@@ -320,15 +321,15 @@ WRONG_TABLES = [
 ]
 
 
-def test_quotes_that_join_two_rows_are_named(tmp_path, caplog):
+def test_quotes_that_join_two_rows_are_named(table, caplog):
     """Two ditto marks enclose the row between them."""
-    (tmp_path / "a.csv").write_text('case,note\nA,"\nB,"\nC,one\n')
-    assert [row["case"] for row in read_csv(tmp_path / "a.csv")] == ["A", "C"]
+    table.write_text('case,note\nA,"\nB,"\nC,one\n')
+    assert [row["case"] for row in read_csv(table)] == ["A", "C"]
     assert "a.csv: a value in double quotes begins with a line break" in caplog.text
 
 
 @pytest.mark.parametrize(("content", "match"), WRONG_TABLES, ids=range(len(WRONG_TABLES)))
-def test_error_for_an_unreadable_table_gives_advice(tmp_path, content, match):
-    (tmp_path / "a.csv").write_bytes(content)
+def test_error_for_an_unreadable_table_gives_advice(table, content, match):
+    table.write_bytes(content)
     with pytest.raises(ReadError, match=match):
-        read_csv(tmp_path / "a.csv")
+        read_csv(table)

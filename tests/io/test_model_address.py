@@ -65,6 +65,12 @@ def site(tmp_path):
 
 
 @pytest.fixture
+def zipped(site, folder):
+    """Write the bundle as `model.zip` into the folder `site`."""
+    return write_zip(site / "model.zip", folder)
+
+
+@pytest.fixture
 def web(site):
     """Serve the folder `site` by http."""
     with running_server(web_folder(site)) as server:
@@ -108,6 +114,12 @@ def set_hub(monkeypatch, url, cache):
     HfFileSystem.clear_instance_cache()
 
 
+@pytest.fixture
+def on_hub(hub, folder):
+    """Commit the bundle as the model `user/model`. Return the commit."""
+    return hub.commit_folder("models/user/model", folder)
+
+
 def pinned(server, path):
     return f"{server.url}/{path.name}#sha256={digest_of(path)}"
 
@@ -148,13 +160,12 @@ def test_checkpoint_of_a_web_server_keeps_its_suffix(web, site):
     assert (local.suffix, local.read_bytes()) == (".pth", b"weights")
 
 
-def test_pinned_model_is_used_without_network_and_checked_at_each_use(site, folder, cache):
-    path = write_zip(site / "model.zip", folder)
+def test_pinned_model_is_used_without_network_and_checked_at_each_use(site, folder, cache, zipped):
     with running_server(web_folder(site)) as server:
-        address = pinned(server, path)
+        address = pinned(server, zipped)
         local_model(address)
     assert bundle_digest(address) == bundle_digest(folder)
-    cached = cache / digest_of(path) / "model.zip"
+    cached = cache / digest_of(zipped) / "model.zip"
     cached.write_bytes(b"changed")
     with pytest.raises(BundleError, match="damaged"):
         local_model(address)
@@ -163,26 +174,24 @@ def test_pinned_model_is_used_without_network_and_checked_at_each_use(site, fold
         local_model(address)
 
 
-def test_unpinned_model_is_downloaded_at_each_use(secure, site, folder, caplog):
+def test_unpinned_model_is_downloaded_at_each_use(secure, folder, caplog, zipped):
     caplog.set_level(logging.INFO)
-    path = write_zip(site / "model.zip", folder)
     address = f"{secure.url}/model.zip?download=1"
     first = local_model(address)
-    assert f"#sha256={digest_of(path)}" in caplog.text
-    write_zip(path, folder, "other/")
+    assert f"#sha256={digest_of(zipped)}" in caplog.text
+    write_zip(zipped, folder, "other/")
     assert local_model(address) != first
     assert bundle_digest(address) == bundle_digest(folder)
     assert first.is_dir()  # a process may be using it
 
 
-def test_redirects_are_followed_but_not_to_an_unsafe_url(secure, web, site, folder):
-    path = write_zip(site / "model.zip", folder)
+def test_redirects_are_followed_but_not_to_an_unsafe_url(secure, web, zipped):
     assert local_model(f"{secure.url}/to/{secure.url}/model.zip")
     unsafe = f"{secure.url}/to/{web.url}/model.zip"
     with pytest.raises(ReadError, match="unsafe http://"):
         local_model(unsafe)
-    assert local_model(f"{unsafe}#sha256={digest_of(path)}")
-    for url in (f"file://{path}", "ftp://127.0.0.1/model.zip"):
+    assert local_model(f"{unsafe}#sha256={digest_of(zipped)}")
+    for url in (f"file://{zipped}", "ftp://127.0.0.1/model.zip"):
         with pytest.raises(ReadError, match=r"not allowed|unsafe"):
             local_model(f"{secure.url}/to/{url}#sha256={DIGEST}")
 
@@ -196,15 +205,13 @@ def test_redirects_are_followed_but_not_to_an_unsafe_url(secure, web, site, fold
         ("as/Content-Length:-1/", "size is not stated"),
     ],
 )
-def test_incomplete_download_is_an_error_and_leaves_nothing(web, site, folder, cache, route, match):
-    path = write_zip(site / "model.zip", folder)
+def test_incomplete_download_is_an_error_and_leaves_nothing(web, cache, route, match, zipped):
     with pytest.raises(ReadError, match=match):
-        local_model(f"{web.url}/{route}model.zip#sha256={digest_of(path)}")
+        local_model(f"{web.url}/{route}model.zip#sha256={digest_of(zipped)}")
     assert not [*cache.iterdir()]
 
 
-def test_wrong_download_is_not_kept(web, site, folder, cache):
-    write_zip(site / "model.zip", folder)
+def test_wrong_download_is_not_kept(web, cache, zipped):
     with pytest.raises(BundleError, match="Check the address") as caught:
         local_model(f"{web.url}/model.zip#sha256={DIGEST}")
     assert "delete" not in str(caught.value).lower()
@@ -228,16 +235,15 @@ def test_changed_copy_of_an_unpacked_file_is_refused(web, site, folder, cache, n
     assert bundle_digest(address) == digest
 
 
-def test_file_that_does_not_fit_on_the_disk_is_an_error(web, site, folder, cache, monkeypatch):
-    path = write_zip(site / "model.zip", folder)
+def test_file_that_does_not_fit_on_the_disk_is_an_error(web, cache, monkeypatch, zipped):
     monkeypatch.setattr("lesionseg.io.model_address._MAX_BYTES", 1000)
     with pytest.raises(ReadError, match="too large"):
-        local_model(pinned(web, path))
+        local_model(pinned(web, zipped))
     monkeypatch.setattr("lesionseg.io.model_address._MAX_BYTES", 2**36)
     free = SimpleNamespace(free=1000)
     monkeypatch.setattr("lesionseg.io.model_address.shutil.disk_usage", lambda _: free)
     with pytest.raises(OutputError, match="Free space"):
-        local_model(pinned(web, path))
+        local_model(pinned(web, zipped))
     assert not list(cache.iterdir())
 
 
@@ -270,15 +276,15 @@ def test_file_that_does_not_fit_on_the_disk_is_an_error(web, site, folder, cache
         (f"hf://user/zips/model.zip#sha256={DIGEST}", BundleError, "SHA-256"),
     ],
 )
-def test_wrong_address_is_an_error_that_names_it(web, site, hub, folder, address, kind, word):
-    write_zip(site / "model.zip", folder)
+def test_wrong_address_is_an_error_that_names_it(
+    web, site, hub, folder, address, kind, word, zipped, on_hub
+):
     (site / "page.html").write_text("<!doctype html>")
     write_zip(site / "texts.zip", site, **{"a.txt": "text"})
     write_zip(site / "outside.zip", folder, **{"../weights.safetensors": "text"})
-    hub.commit_folder("models/user/model", folder)
     hub.commit("models/user/texts", {"README.md": b"text"})
     hub.commit("datasets/user/texts", {"README.md": b"text"})
-    hub.commit("models/user/zips", {"model.zip": (site / "model.zip").read_bytes()})
+    hub.commit("models/user/zips", {"model.zip": zipped.read_bytes()})
     hub.commit("models/user/gated", {"README.md": b"text"})
     hub.gated.add("models/user/gated")
     for name in ("page.html", "texts.zip", "outside.zip"):
@@ -351,8 +357,7 @@ def test_commit_of_the_hub_is_used_without_network_if_it_is_complete(tmp_path, f
         local_model(address)
 
 
-def test_cache_of_the_hub_that_cannot_be_written_is_an_error(hub, folder, tmp_path, monkeypatch):
-    hub.commit_folder("models/user/model", folder)
+def test_cache_of_the_hub_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, on_hub):
     (tmp_path / "file").write_text("text")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     with pytest.raises(OutputError, match="cannot be written"):
@@ -422,9 +427,8 @@ OTHER_SETTINGS = {
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name in OTHER_SETTINGS])
-def test_commands_use_the_local_path_of_a_model(hub, folder, command):
+def test_commands_use_the_local_path_of_a_model(folder, command, on_hub):
     cfg = COMMANDS[command].of(bundle=["hf://user/model", "local"], **OTHER_SETTINGS[command])
-    hub.commit_folder("models/user/model", folder)
     local = with_local_models(cfg)
     first, second = local.bundle
     assert second == "local"
@@ -439,8 +443,7 @@ def test_repository_of_a_pretrained_encoder_gives_its_checkpoint(hub):
     assert (local.name, local.read_bytes()) == ("checkpoint_final.pth", b"weights")
 
 
-def test_info_reads_a_model_of_the_hub(hub, folder, capsys):
-    hub.commit_folder("models/user/model", folder)
+def test_info_reads_a_model_of_the_hub(folder, capsys, on_hub):
     assert run("info", ["bundle=hf://user/model", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"]["path"] == "hf://user/model"
@@ -451,8 +454,7 @@ def test_info_reads_a_model_of_the_hub(hub, folder, capsys):
     assert info(InfoConfig.of(bundle="hf://user/model")).model.digest == bundle_digest(folder)
 
 
-def test_training_starts_from_the_local_path_of_a_model(hub, folder):
-    hub.commit_folder("models/user/model", folder)
+def test_training_starts_from_the_local_path_of_a_model(folder, on_hub):
     cfg = TrainConfig.of(data={"root": "data"}, model={"init_from": "hf://user/model"})
     local = with_local_models(cfg)
     assert bundle_digest(local.model.init_from) == bundle_digest(folder)

@@ -32,32 +32,37 @@ def read_all(path):
     return whole
 
 
+@pytest.fixture
+def archive(tmp_path):
+    return tmp_path / "a.npz"
+
+
 def make_values(*shape):
     return np.random.default_rng(0).random(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", ["probabilities", "softmax"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_probabilities_survive_a_round_trip(tmp_path, name, dtype):
+def test_probabilities_survive_a_round_trip(archive, name, dtype):
     values = make_values(3, 5, 7, 6).astype(dtype)
-    np.savez_compressed(tmp_path / "a.npz", **{name: values})
-    np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values.astype(np.float32))
+    np.savez_compressed(archive, **{name: values})
+    np.testing.assert_array_equal(read_all(archive), values.astype(np.float32))
 
 
 @pytest.mark.parametrize("view", [lambda v: v.transpose(0, 3, 1, 2), np.asfortranarray])
-def test_transposed_array_survives_a_round_trip(tmp_path, view):
+def test_transposed_array_survives_a_round_trip(archive, view):
     values = view(make_values(2, 5, 7, 6))
-    np.savez(tmp_path / "a.npz", probabilities=values)
-    np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values)
+    np.savez(archive, probabilities=values)
+    np.testing.assert_array_equal(read_all(archive), values)
 
 
-def test_large_array_is_read_in_slabs(tmp_path, monkeypatch):
+def test_large_array_is_read_in_slabs(archive, monkeypatch):
     monkeypatch.setattr("lesionseg.io.nnunet_probabilities._SLAB_BYTES", 4 * 42 * 2)
     values = make_values(2, 5, 7, 6)
-    np.savez_compressed(tmp_path / "a.npz", probabilities=values)
-    rows = [len(slab.values) for slab in ProbabilityFile.open(tmp_path / "a.npz").slabs()]
+    np.savez_compressed(archive, probabilities=values)
+    rows = [len(slab.values) for slab in ProbabilityFile.open(archive).slabs()]
     assert rows == [2, 2, 1] * 2
-    np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values)
+    np.testing.assert_array_equal(read_all(archive), values)
 
 
 def write_archive(path, content, member="probabilities.npy"):
@@ -78,21 +83,20 @@ def assert_refused(path, words):
     assert str(path) in str(caught.value)
 
 
-def test_array_of_objects_is_an_error_and_is_not_unpickled(tmp_path):
+def test_array_of_objects_is_an_error_and_is_not_unpickled(tmp_path, archive):
     marker = tmp_path / "ran"
-    path = tmp_path / "a.npz"
     objects = np.array([Touch(marker)], dtype=object).reshape(1, 1, 1, 1)
-    assert_refused(write_archive(path, encode_npy(objects)), "floating-point")
-    assert_refused(write_archive(path, pickle.dumps(Touch(marker))), "cannot")
-    path.write_bytes(pickle.dumps(Touch(marker)))
-    assert_refused(path, "not an .npz archive")
+    assert_refused(write_archive(archive, encode_npy(objects)), "floating-point")
+    assert_refused(write_archive(archive, pickle.dumps(Touch(marker))), "cannot")
+    archive.write_bytes(pickle.dumps(Touch(marker)))
+    assert_refused(archive, "not an .npz archive")
     assert not marker.exists()
 
 
-def test_pickle_next_to_the_archive_is_not_opened(tmp_path):
-    np.savez(tmp_path / "a.npz", probabilities=np.zeros((2, 3, 3, 3), np.float32))
+def test_pickle_next_to_the_archive_is_not_opened(tmp_path, archive):
+    np.savez(archive, probabilities=np.zeros((2, 3, 3, 3), np.float32))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
-    read_all(tmp_path / "a.npz")
+    read_all(archive)
     assert not (tmp_path / "ran").exists()
 
 
@@ -106,34 +110,33 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("content", "words"), DAMAGED, ids=[words for _, words in DAMAGED])
-def test_error_names_a_damaged_array(tmp_path, content, words):
-    assert_refused(write_archive(tmp_path / "a.npz", content), words)
+def test_error_names_a_damaged_array(archive, content, words):
+    assert_refused(write_archive(archive, content), words)
 
 
-def test_error_names_a_damaged_archive(tmp_path):
-    path = tmp_path / "a.npz"
-    assert_refused(path, "archive")
-    assert_refused(write_archive(path, GOOD, "seg.npy"), "contains seg.npy")
-    path.write_bytes(path.read_bytes()[:100])
-    assert_refused(path, "archive")
+def test_error_names_a_damaged_archive(archive):
+    assert_refused(archive, "archive")
+    assert_refused(write_archive(archive, GOOD, "seg.npy"), "contains seg.npy")
+    archive.write_bytes(archive.read_bytes()[:100])
+    assert_refused(archive, "archive")
 
 
-def test_small_archive_that_claims_many_voxels_is_an_error(tmp_path):
+def test_small_archive_that_claims_many_voxels_is_an_error(archive):
     header = BytesIO()
     facts = {"descr": "<f4", "fortran_order": False, "shape": (2, 3000, 3000, 2000)}
     np.lib.format.write_array_header_1_0(header, facts)
-    path = write_archive(tmp_path / "a.npz", header.getvalue() + bytes(1000))
+    write_archive(archive, header.getvalue() + bytes(1000))
     before = limits()
-    assert_refused(path, "too many voxels")
+    assert_refused(archive, "too many voxels")
     try:
         set_limits(FileLimits(max_voxels=2**40))
-        assert_refused(path, "claims more voxels")
+        assert_refused(archive, "claims more voxels")
     finally:
         set_limits(before)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"image_reader_writer": null}'])
-def test_reader_that_is_not_stated_has_no_name(tmp_path, content):
-    np.savez_compressed(tmp_path / "a.npz", probabilities=make_values(2, 3, 4, 5))
+def test_reader_that_is_not_stated_has_no_name(tmp_path, archive, content):
+    np.savez_compressed(archive, probabilities=make_values(2, 3, 4, 5))
     (tmp_path / "plans.json").write_text(content)
-    assert ProbabilityFile.open(tmp_path / "a.npz").reader_name() == ""
+    assert ProbabilityFile.open(archive).reader_name() == ""

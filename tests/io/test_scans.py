@@ -18,6 +18,10 @@ from lesionseg.io.contents import content_files
 from lesionseg.io.scans import describe_scan, find_scans
 from tests.io.dicom_files import DX, write_dicom_file
 
+needs_links = pytest.mark.skipif(
+    sys.platform == "win32", reason="links need permissions on Windows"
+)
+
 
 def _touch(root, *names):
     for name in names:
@@ -122,7 +126,7 @@ def test_pattern_that_matches_folders_in_each_other_finds_each_file_once(tmp_pat
     assert note.message.startswith("Left out: 1 × *.img, of an unknown format (")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@needs_links
 @pytest.mark.parametrize("source", [".", "*"])
 def test_linked_folder_is_searched_like_any_other_folder(tmp_path, source):
     _touch(tmp_path, "other/a.nii", "other/deep/b.nii", "in/c.nii")
@@ -130,7 +134,7 @@ def test_linked_folder_is_searched_like_any_other_folder(tmp_path, source):
     assert list(_find_names(tmp_path / "in" / source)) == ["c", "link_a", "link_deep_b"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@needs_links
 @pytest.mark.parametrize("source", [".", "*", "**"])
 def test_links_in_a_circle_are_not_followed(tmp_path, source):
     _touch(tmp_path, "P1/a.nii", "P2/b.nii")
@@ -140,7 +144,7 @@ def test_links_in_a_circle_are_not_followed(tmp_path, source):
     assert {*_find_names(tmp_path / source)} - {"self"} == expected
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@needs_links
 @pytest.mark.parametrize("source", [".", "*"])
 @pytest.mark.parametrize("target", ["out", "out/deep", "out/deep/b.nii"])
 def test_link_to_a_result_is_no_scan(tmp_path, source, target):

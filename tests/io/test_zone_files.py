@@ -27,6 +27,11 @@ OTHERS = {
 }
 
 
+@pytest.fixture
+def table(tmp_path):
+    return tmp_path / "a.csv"
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_gives_the_same_names(name, tmp_path):
     (tmp_path / name).write_text(TABLES[name])
@@ -40,9 +45,9 @@ def test_other_table_is_refused_with_the_form_that_is_read(name, tmp_path):
         read_zone_names(tmp_path / name)
 
 
-def test_name_with_a_comma_is_whole(tmp_path):
-    (tmp_path / "a.csv").write_text('17,"Hippocampus, left"\n')
-    assert read_zone_names(tmp_path / "a.csv") == {17: "Hippocampus, left"}
+def test_name_with_a_comma_is_whole(table):
+    table.write_text('17,"Hippocampus, left"\n')
+    assert read_zone_names(table) == {17: "Hippocampus, left"}
 
 
 @pytest.mark.parametrize(
@@ -55,10 +60,10 @@ def test_name_with_a_comma_is_whole(tmp_path):
     ],
     ids=["comma", "two values", "digits", "digits with a header"],
 )
-def test_wrong_table_of_names_is_an_error(text, match, tmp_path):
-    (tmp_path / "a.csv").write_text(text)
+def test_wrong_table_of_names_is_an_error(text, match, table):
+    table.write_text(text)
     with pytest.raises((ContentError, ReadError), match=rf"a\.csv: {match}") as raised:
-        read_zone_names(tmp_path / "a.csv")
+        read_zone_names(table)
     assert len(str(raised.value)) < 500
 
 

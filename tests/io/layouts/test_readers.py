@@ -19,11 +19,6 @@ from tests.io.layouts.box_folders import (
     write_picture,
 )
 
-FIRST = AnnotatedLesion(1, (0.0, 0.0, 10.0, 10.0), "A")
-SHIFTED = AnnotatedLesion(1, (0.0, 2.0, 10.0, 12.0), "B")  # IoU with FIRST: 80 / 120
-FAR = AnnotatedLesion(1, (0.0, 50.0, 10.0, 60.0), "C")
-OTHER_LABEL = AnnotatedLesion(2, (0.0, 0.0, 10.0, 10.0), "C")
-
 
 def rows_of(*lesions, readers="ABC", minimum=None, ignored=False):
     """Merge lesions. Return label, start and stop of each box that is kept, or ignored."""

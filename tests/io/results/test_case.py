@@ -46,6 +46,13 @@ def _make_prediction(geometry, **changes):
     return replace(prediction, **changes)
 
 
+@pytest.fixture
+def written(tmp_path, oblique):
+    """Write the prediction of the case A with its two candidates. Return the folder."""
+    write_prediction(tmp_path, _make_prediction(oblique))
+    return tmp_path
+
+
 def _read(folder, geometry=None):
     return find_predictions(folder)["A"].read(geometry=geometry)
 
@@ -95,13 +102,12 @@ def test_picture_survives_a_round_trip(tmp_path, suffix):
         assert image.mode == "I;16"
 
 
-def test_files_have_the_documented_content(tmp_path, oblique):
-    write_prediction(tmp_path, _make_prediction(oblique))
-    content = read_json(tmp_path / "A_candidates.json")
+def test_files_have_the_documented_content(written, oblique):
+    content = read_json(written / "A_candidates.json")
     keys = "id label score probability start_vox stop_vox centre_mm diameter_mm volume_ml"
     assert set(content["candidates"][0]) == {*keys.split(), "has_mask", "accepted"}
     assert content["shape"] == list(oblique.shape)
-    mask = np.asarray(nibabel.load(tmp_path / "A_mask.nii.gz").dataobj).T
+    mask = np.asarray(nibabel.load(written / "A_mask.nii.gz").dataobj).T
     assert (np.argwhere(mask).tolist(), mask[0, 0, 0], mask.dtype) == ([[0, 0, 0]], 2, np.uint8)
 
 
@@ -207,11 +213,10 @@ def _edit_json(folder, change):
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_VALUES, ids=str)
-def test_error_names_an_invalid_value_of_a_candidate(tmp_path, oblique, key, value):
-    write_prediction(tmp_path, _make_prediction(oblique))
-    _edit_json(tmp_path, lambda content: content["candidates"][0].update({key: value}))
+def test_error_names_an_invalid_value_of_a_candidate(written, oblique, key, value):
+    _edit_json(written, lambda content: content["candidates"][0].update({key: value}))
     with pytest.raises((ContentError, ReadError), match=rf"A_candidates\.json.*{key}"):
-        _read(tmp_path, oblique)
+        _read(written, oblique)
 
 
 WRONG_FILES = [
@@ -228,11 +233,10 @@ WRONG_FILES = [
 
 
 @pytest.mark.parametrize("text", WRONG_FILES)
-def test_invalid_candidate_file_is_an_error(tmp_path, oblique, text):
-    write_prediction(tmp_path, _make_prediction(oblique))
-    (tmp_path / "A_candidates.json").write_text(text)
+def test_invalid_candidate_file_is_an_error(written, oblique, text):
+    (written / "A_candidates.json").write_text(text)
     with pytest.raises((ContentError, ReadError), match=r"A_candidates\.json"):
-        _read(tmp_path, oblique)
+        _read(written, oblique)
 
 
 def test_label_of_a_candidate_without_a_name_is_an_error(tmp_path, oblique):
@@ -242,23 +246,21 @@ def test_label_of_a_candidate_without_a_name_is_an_error(tmp_path, oblique):
 
 
 @pytest.mark.parametrize("name", ["A_instances.nii.gz", "A_mask.nii.gz"])
-def test_error_about_the_grid_of_the_scan_names_the_scan(tmp_path, oblique, name):
-    write_prediction(tmp_path, _make_prediction(oblique))
+def test_error_about_the_grid_of_the_scan_names_the_scan(written, oblique, name):
     affine = oblique.affine.copy()
     affine[0, 3] += 2
     moved = Geometry(oblique.shape, affine)
     values = np.zeros((1, *oblique.shape), np.uint8)
     for other in ("A_instances.nii.gz", "A_mask.nii.gz"):
-        write_volume(tmp_path / other, Volume(values, moved if other != name else oblique))
+        write_volume(written / other, Volume(values, moved if other != name else oblique))
     with pytest.raises(GeometryError, match=rf"{name} and the scan .*2 mm apart"):
-        _read(tmp_path, moved)
+        _read(written, moved)
 
 
-def test_instance_without_a_candidate_is_an_error(tmp_path, oblique):
-    write_prediction(tmp_path, _make_prediction(oblique))
-    _edit_json(tmp_path, lambda content: content["candidates"].pop())
+def test_instance_without_a_candidate_is_an_error(written):
+    _edit_json(written, lambda content: content["candidates"].pop())
     with pytest.raises(ContentError, match=r"\[2\]"):
-        _read(tmp_path)
+        _read(written)
 
 
 @pytest.mark.parametrize(
@@ -302,21 +304,18 @@ def test_region_values_above_255_do_not_become_other_regions(tmp_path, oblique, 
     assert np.unique(files.read(geometry=oblique, binary=True).values).tolist() == [257]
 
 
-def test_mask_of_a_program_that_states_no_accepted_candidates_is_not_compared(tmp_path, oblique):
-    write_prediction(tmp_path, _make_prediction(oblique))
-    _edit_json(tmp_path, lambda content: [e.pop("accepted") for e in content["candidates"]])
-    assert len(_read(tmp_path).candidates) == 2  # the mask contains one of them
+def test_mask_of_a_program_that_states_no_accepted_candidates_is_not_compared(written):
+    _edit_json(written, lambda content: [e.pop("accepted") for e in content["candidates"]])
+    assert len(_read(written).candidates) == 2  # the mask contains one of them
 
 
-def test_warning_names_a_mask_that_is_not_used(tmp_path, oblique, caplog):
-    write_prediction(tmp_path, _make_prediction(oblique))
-    (tmp_path / "A_instances.nii.gz").unlink()
-    assert _read(tmp_path).instances is None
+def test_warning_names_a_mask_that_is_not_used(written, caplog):
+    (written / "A_instances.nii.gz").unlink()
+    assert _read(written).instances is None
     assert "A_mask.nii.gz: this mask is not used, because A_instances.* is missing" in caplog.text
 
 
-def test_mask_and_instances_on_different_grids_are_an_error(tmp_path, oblique, write_nifti):
-    write_prediction(tmp_path, _make_prediction(oblique))
-    write_nifti(tmp_path / "A_mask.nii.gz", np.zeros((2, 2, 2), np.uint8))
+def test_mask_and_instances_on_different_grids_are_an_error(written, write_nifti):
+    write_nifti(written / "A_mask.nii.gz", np.zeros((2, 2, 2), np.uint8))
     with pytest.raises(GeometryError, match=r"A_mask\.nii\.gz and A_instances\.nii\.gz"):
-        _read(tmp_path)
+        _read(written)

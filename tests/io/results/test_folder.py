@@ -28,7 +28,11 @@ def source_of(row):
     return {name: getattr(row, name) for name in names}
 
 
-def write_results(folder, case, source, content="1", mask=None):
+ONE = scan("aa")
+TWO = scan("bb")
+
+
+def write_results(folder, content="1", mask=None, *, case="a", source=ONE):
     """Write files for a case with the names that `write_prediction` uses.
 
     `mask` is the file of the mask with the names of nnU-Net, which has no file of instances.
@@ -43,16 +47,12 @@ def write_results(folder, case, source, content="1", mask=None):
     (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
-ONE = scan("aa")
-TWO = scan("bb")
-
-
 def read_texts(folder):
     return {f.name: f.read_text() for f in folder.iterdir() if f.suffix == ".nii"}
 
 
 def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
-    write_results(tmp_path, "a", ONE)
+    write_results(tmp_path)
     results = PredictionFolder(tmp_path)
     results.claim("a", ONE)
     results.claim("b", TWO)
@@ -76,7 +76,7 @@ def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
     ],
 )
 def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same):
-    write_results(tmp_path, "a", recorded)
+    write_results(tmp_path, source=recorded)
     assert recorded.is_of_same_scan(now) == now.is_of_same_scan(recorded) == is_same
     if is_same:
         PredictionFolder(tmp_path).claim("a", now)
@@ -143,7 +143,7 @@ def test_mask_in_the_folder_of_a_subject_is_completed_after_a_kill_and_removed_w
     assert results.recover_all() == ["sub-1_FLAIR"]
     assert [file.read_text() for file in tmp_path.rglob("*.nii.gz")] == ["new"]
     with results.write_case("sub-1_FLAIR") as part:
-        write_results(part, "sub-1_FLAIR", ONE)
+        write_results(part, case="sub-1_FLAIR")
     assert not [*tmp_path.rglob("*.nii.gz")]
 
 
@@ -155,44 +155,44 @@ def test_results_that_an_earlier_version_named_as_in_bids_are_refused(tmp_path):
 
 
 def test_hidden_file_of_a_file_system_is_no_case(tmp_path):
-    write_results(tmp_path, "a", ONE)
-    write_results(tmp_path, "._a", ONE)  # macOS writes such files to disks of other systems
+    write_results(tmp_path)
+    write_results(tmp_path, case="._a")  # macOS writes such files to disks of other systems
     assert PredictionFolder(tmp_path).cases() == ["a"]
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.npz", "a.pkl"])
 def test_names_of_nnunet_do_not_replace_a_file_next_to_other_results(tmp_path, name):
-    write_results(tmp_path, "a", ONE)
+    write_results(tmp_path)
     file = tmp_path / name
     file.write_text("someone's")
     PredictionFolder(tmp_path).claim("a", ONE)
     results = PredictionFolder(tmp_path, names="nnunet")
     with pytest.raises(ConflictError, match=name):
         results.claim("a", ONE)
-    write_results(tmp_path / ".a.part", "a", ONE)  # of a killed run with the usual names
+    write_results(tmp_path / ".a.part")  # of a killed run with the usual names
     assert PredictionFolder(tmp_path, names="nnunet").recover_all() == ["a"]
     assert file.read_text() == "someone's"
     results.claim("a", ONE, overwrite=True)
     with results.write_case("a") as part:
-        write_results(part, "a", ONE, "new", name)
+        write_results(part, "new", name)
     assert file.read_text() == "new"
     assert not (tmp_path / "a_mask.nii").exists()
 
 
 @pytest.mark.parametrize("names", ["lesionseg", "nnunet"])
 def test_own_files_with_names_of_nnunet_are_replaced(tmp_path, names):
-    write_results(tmp_path, "a", ONE, "old", "a.nii.gz")
+    write_results(tmp_path, "old", "a.nii.gz")
     results = PredictionFolder(tmp_path, names=names)
     results.claim("a", ONE)
     with results.write_case("a") as part:
-        write_results(part, "a", ONE)
+        write_results(part)
     assert not (tmp_path / "a.nii.gz").exists()
 
 
 def test_results_with_names_of_nnunet_are_completed_after_a_kill(tmp_path):
     """The killed program had removed the old candidate file, but not yet the old mask."""
     (tmp_path / "a.nii.gz").write_text("old")
-    write_results(tmp_path / ".a.part", "a", ONE, "new", "a.nii.gz")
+    write_results(tmp_path / ".a.part", "new", "a.nii.gz")
     assert PredictionFolder(tmp_path, names="nnunet").recover_all() == ["a"]
     assert (tmp_path / "a.nii.gz").read_text() == "new"
 
@@ -206,7 +206,7 @@ def test_ambiguous_id_is_an_error_with_names_of_nnunet(tmp_path):
 
 
 def test_id_that_differs_only_in_case_or_accent_encoding_is_a_conflict(tmp_path):
-    write_results(tmp_path, "P1é", ONE)
+    write_results(tmp_path, case="P1é")
     results = PredictionFolder(tmp_path)
     for case in ("p1é", "P1É", "P1e\u0301"):
         with pytest.raises(ConflictError, match="P1é"):
@@ -215,12 +215,12 @@ def test_id_that_differs_only_in_case_or_accent_encoding_is_a_conflict(tmp_path)
 
 
 def test_new_files_replace_all_old_files(tmp_path):
-    write_results(tmp_path, "a", ONE, "old")
+    write_results(tmp_path, "old")
     (tmp_path / "a_regions.nrrd").write_text("old")
     (tmp_path / "a_b_mask.nii").write_text("another case's")
     results = PredictionFolder(tmp_path)
     with results.write_case("a") as part:
-        write_results(part, "a", ONE, "new")
+        write_results(part, "new")
         assert (tmp_path / "a_mask.nii").read_text() == "old"
     expected = {"a_mask.nii": "new", "a_instances.nii": "new", "a_b_mask.nii": "another case's"}
     assert read_texts(tmp_path) == expected
@@ -229,9 +229,9 @@ def test_new_files_replace_all_old_files(tmp_path):
 
 
 def test_error_while_writing_keeps_the_old_files(tmp_path):
-    write_results(tmp_path, "a", ONE, "old")
+    write_results(tmp_path, "old")
     with suppress(ZeroDivisionError), PredictionFolder(tmp_path).write_case("a") as part:
-        write_results(part, "a", ONE, "new")
+        write_results(part, "new")
         raise ZeroDivisionError
     assert read_texts(tmp_path) == {"a_mask.nii": "old", "a_instances.nii": "old"}
     assert len(list(tmp_path.iterdir())) == 3
@@ -242,7 +242,7 @@ def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     tmp_path, monkeypatch, killed_at
 ):
     """Kill the program after its first change of a name or folder, its second one, and so on."""
-    write_results(tmp_path, "a", ONE, "old")
+    write_results(tmp_path, "old")
     n_changes = 0
 
     def add_kill(change):
@@ -259,7 +259,7 @@ def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
         for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
             patch.setattr(os, name, add_kill(getattr(os, name)))
         with suppress(KeyboardInterrupt), PredictionFolder(tmp_path).write_case("a") as part:
-            write_results(part, "a", ONE, "new")
+            write_results(part, "new")
     again = PredictionFolder(tmp_path)
     again.recover_all()
     expected = "new" if killed_at else "old"  # the first change makes the folder of the new files
@@ -290,7 +290,7 @@ def test_upload_that_failed_is_repeated_by_the_next_run(store, monkeypatch, n_up
     with monkeypatch.context() as patch:
         patch.setattr(folder_module, "upload", upload_some)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
-            write_results(part, "a", ONE)
+            write_results(part)
     assert len([*folder.glob("*")]) == n_uploaded
     assert PredictionFolder(copy, url).recover_all() == ["a"]
     assert sorted(file.name for file in folder.iterdir()) == NAMES
@@ -310,7 +310,7 @@ def test_candidate_file_in_the_store_means_that_the_case_is_complete(store, monk
     results = PredictionFolder(copy, url)
     for content in ("old", "new"):
         with results.write_case("a") as part:
-            write_results(part, "a", scan(content), content)
+            write_results(part, content, source=scan(content))
     complete = [state for state in states if "a_candidates.json" in state]
     assert len(complete) == 2
     for state, content in zip(complete, ("old", "new"), strict=True):
@@ -322,7 +322,7 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(store, monkeypatch):
     """The store lacks the file, because the earlier one was removed before the upload."""
     folder, url, copy = store
     with PredictionFolder(copy, url).write_case("a") as part:
-        write_results(part, "a", ONE, "old")
+        write_results(part, "old")
     copy = download(url)
 
     def fail_to_upload(paths, *args):
@@ -334,7 +334,7 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(folder_module, "upload", fail_to_upload)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
-            write_results(part, "a", ONE, "new")
+            write_results(part, "new")
     assert not (folder / "a_candidates.json").exists()
     assert PredictionFolder(download(url), url).recover_all() == ["a"]
     assert read_texts(folder) == {"a_mask.nii": "new", "a_instances.nii": "new"}
@@ -408,7 +408,7 @@ def test_state_changes_with_a_file_of_the_same_name_size_and_date(tmp_path):
 def test_files_behind_a_link_are_not_moved(tmp_path, ending):
     """A link under the name of an unfinished case may lead to any folder of the user."""
     other = tmp_path / "documents"
-    write_results(other, "a", ONE)
+    write_results(other)
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / f".a.{ending}").symlink_to(other)

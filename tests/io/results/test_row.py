@@ -36,10 +36,14 @@ def make_prediction(n):
     return Prediction("a", GRID, candidates, None)
 
 
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "a_candidates.json"
+
+
 @pytest.mark.parametrize("n", [0, 3])
-def test_row_of_a_case_file_is_what_was_written(tmp_path, n, monkeypatch):
+def test_row_of_a_case_file_is_what_was_written(file, n, monkeypatch):
     of_run = {"seconds": 2.5, "peak_memory_mb": 7, "state": "s", "finished": "now"}
-    file = tmp_path / "a_candidates.json"
     write_candidates(file, make_prediction(n), row=replace(ROW, **of_run))
     content = read_json(file)
     assert content["source"] == {"digest": "d", "series_uid": "1.2"}
@@ -48,16 +52,14 @@ def test_row_of_a_case_file_is_what_was_written(tmp_path, n, monkeypatch):
     assert read_row(file) == ROW
 
 
-def test_row_of_a_file_with_another_order_of_keys_is_the_same(tmp_path):
-    file = tmp_path / "a_candidates.json"
+def test_row_of_a_file_with_another_order_of_keys_is_the_same(file):
     write_candidates(file, make_prediction(3), names="nnunet", row=ROW)
     content = read_json(file)
     file.write_text(json.dumps(dict(reversed(content.items())), indent=1))
     assert read_row(file) == replace(ROW, names="nnunet")
 
 
-def test_file_of_another_program_states_no_scan(tmp_path):
-    file = tmp_path / "a_candidates.json"
+def test_file_of_another_program_states_no_scan(file):
     file.write_text('{"candidates": []}')
     assert read_row(file) == CaseRow("a")
 
@@ -73,8 +75,7 @@ def test_file_of_another_program_states_no_scan(tmp_path):
         ({"source": 1}, "row or source"),
     ],
 )
-def test_wrong_key_of_a_row_is_named(content, named, tmp_path):
-    file = tmp_path / "a_candidates.json"
+def test_wrong_key_of_a_row_is_named(content, named, file):
     write_json(file, {"candidates": [], **content})
     with pytest.raises(ContentError, match=rf"a_candidates.json: {named}.* predict the case again"):
         read_row(file)
