@@ -16,14 +16,47 @@ from lesionseg.io.volumes import read_volume
 from tests.commands import predict
 from tests.inference.networks import Bright
 from tests.inference.nnunet.small_models import SmallModel
-from tests.io.dicom_files import CT, slice_elements, write_dicom_file
-from tests.pipeline.cases import write_array
-from tests.pipeline.test_predict_selection import GRID, VOXELS, run, write_series
+from tests.pipeline.cases import write_array, write_dicom_series
+from tests.pipeline.test_predict_selection import VOXELS, run, write_series
 
 hd = pytest.importorskip("highdicom")
 
 ADDRESS = "dicomweb://pacs.example.org/dicom-web"
 FILES = ["P1_seg.dcm", "P1_sr.dcm", "P2_seg.dcm", "P2_sr.dcm"]
+
+
+@pytest.fixture
+def predict_series(bundle, tmp_path):
+    """Return a function that predicts the folder `in`, by default into `out` with DICOM results.
+
+    It returns the outcome and its rows by case.
+    """
+
+    def run_in(source="in", output="out", **settings):
+        settings = {"dicom_output": True, **settings}
+        return run(bundle, tmp_path / source, tmp_path / output, **settings)
+
+    return run_in
+
+
+@pytest.fixture
+def stored(monkeypatch):
+    """Replace the server by a list of the names of the files that it gets."""
+    pytest.importorskip("dicomweb_client")
+    names = []
+
+    def store(_, files):
+        names.extend(file.name for file in files)
+        return [file.name for file in files]
+
+    monkeypatch.setattr(DicomWeb, "store", store)
+    return names
+
+
+def write_patients(folder, *cases):
+    """Write a series of each patient."""
+    for case in cases:
+        write_series(folder / case, f"1.{case[1]}")
 
 
 @pytest.fixture
@@ -72,12 +105,10 @@ def test_night_of_scans_unlike_the_training_scans_ends_with_3_once(make_checked_
     unlike = make_checked_bundle(240.0)
     archive = tmp_path / "in"
     out = tmp_path / "out"
-    for case in "12":
-        write_series(archive / f"P{case}", f"1.{case}")
+    write_patients(archive, "P1", "P2")
     outcome, _ = run(unlike, archive, out, dicom_output=True)
     assert outcome.exit_status == 0  # two scans may be chance
-    for case in "345":
-        write_series(archive / f"P{case}", f"1.{case}")
+    write_patients(archive, "P3", "P4", "P5")
     outcome, rows = run(unlike, archive, out, dicom_output=True)
     assert outcome.exit_status == 3
     assert outcome.summary()[-1].startswith("3 of 3 scans")
@@ -97,32 +128,23 @@ def test_night_of_scans_unlike_the_training_scans_ends_with_3_once(make_checked_
         assert outcome.exit_status == (3 if len(outcome.rows) >= 3 else 0)
 
 
-def test_a_blank_series_gets_no_dicom_results(bundle, tmp_path):
-    folder = tmp_path / "in"
-    for z in range(4):
-        write_dicom_file(
-            folder / f"{z}.dcm",
-            np.full((18, 20), 7, np.int16),
-            CT,
-            Modality="MR",
-            RescaleSlope=1,
-            RescaleIntercept=0,
-            **slice_elements(GRID, z),
-        )
-    _, rows = run(bundle, folder, tmp_path / "out", dicom_output="all")
+def test_a_blank_series_gets_no_dicom_results(predict_series, tmp_path):
+    write_dicom_series(tmp_path / "in", np.full((4, 18, 20), 7), "1.1")
+    _, rows = predict_series(dicom_output="all")
     assert rows["in"].status == "blank"
     assert not list((tmp_path / "out").glob("*.dcm"))
 
 
-def test_series_whose_headers_allow_no_dicom_results_gets_its_other_results(bundle, tmp_path):
+def test_series_whose_headers_allow_no_dicom_results_gets_its_other_results(
+    predict_series, tmp_path
+):
     write_series(tmp_path / "in" / "P1", "1.1", SOPInstanceUID=None)
-    out = tmp_path / "out"
-    outcome, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
+    outcome, rows = predict_series()
     assert (rows["P1"].status, outcome.exit_status) == ("done", 0)
     assert rows["P1"].message.startswith("No DICOM results: P1: the headers do not allow")
-    assert (out / "P1_mask.nii.gz").is_file()
-    assert not list(out.glob("*.dcm"))
-    _, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
+    assert (tmp_path / "out" / "P1_mask.nii.gz").is_file()
+    assert not list(tmp_path.glob("out/*.dcm"))
+    _, rows = predict_series()
     assert rows["P1"].status == "kept"
 
 
@@ -138,94 +160,68 @@ def test_series_segmented_by_an_nnunet_model_gives_a_dicom_segmentation(tmp_path
 
 @pytest.mark.parametrize(("settings", "sent"), [({"send": ADDRESS}, ()), ({}, None)])
 def test_sending_of_scans_that_are_not_dicom_states_that_nothing_was_sent(
-    bundle, tmp_path, settings, sent
+    predict_series, tmp_path, settings, sent
 ):
     pytest.importorskip("dicomweb_client")
     write_array(tmp_path / "in" / "a.nii", VOXELS.astype(np.float32))
-    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True, **settings)
+    outcome, _ = predict_series(**settings)
     assert (outcome.sent, outcome.unsent) == (sent, ())
     assert ("Sent: the DICOM results of 0 cases." in outcome.summary()) == (sent is not None)
 
 
-def test_results_that_wait_are_sent_although_no_scan_is_found(bundle, tmp_path, monkeypatch):
-    pytest.importorskip("dicomweb_client")
-    for case in ("P1", "P2"):
-        write_series(tmp_path / "in" / case, f"1.{case[1]}")
-    run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
-    stored = keep_what_is_stored(monkeypatch)
+def test_results_that_wait_are_sent_although_no_scan_is_found(predict_series, tmp_path, stored):
+    write_patients(tmp_path / "in", "P1", "P2")
+    predict_series()
     (tmp_path / "night").mkdir()
-    settings = {"dicom_output": True, "send": ADDRESS}
     with pytest.raises(DatasetError, match="no image found"):
-        run(bundle, tmp_path / "night", tmp_path / "out", **settings)
+        predict_series("night", send=ADDRESS)
     assert stored == FILES
 
 
-def keep_what_is_stored(monkeypatch):
-    """Replace the server by a list of the names of the files that it gets."""
-    stored = []
-
-    def store(_, files):
-        stored.extend(file.name for file in files)
-        return [file.name for file in files]
-
-    monkeypatch.setattr(DicomWeb, "store", store)
-    return stored
-
-
 def test_results_of_new_and_kept_cases_are_sent_once_although_a_night_failed(
-    bundle, tmp_path, monkeypatch
+    predict_series, tmp_path, stored, monkeypatch
 ):
-    pytest.importorskip("dicomweb_client")
-
     def fail(*_):
         raise ResourceError("The server cannot be reached.")
 
-    settings = {"dicom_output": True, "send": ADDRESS}
-    write_series(tmp_path / "in" / "P1", "1.1")
+    write_patients(tmp_path / "in", "P1")
     with monkeypatch.context() as patch:
         patch.setattr(DicomWeb, "store", fail)
-        outcome, rows = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
+        outcome, rows = predict_series(send=ADDRESS)
     assert (outcome.unsent, outcome.exit_status) == (("P1",), SOME_FAILED)
     assert rows["P1"].is_done
     (row,) = read_csv(tmp_path / "out" / "predictions.csv")
     assert "reached" in row["message"]
-    stored = keep_what_is_stored(monkeypatch)
-    write_series(tmp_path / "in" / "P2", "1.2")
+    write_patients(tmp_path / "in", "P2")
     for sent in (("P1", "P2"), ()):
-        outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
+        outcome, _ = predict_series(send=ADDRESS)
         assert (outcome.sent, outcome.exit_status, stored) == (sent, 0, FILES)
 
 
-def test_results_that_another_process_wrote_are_sent(bundle, tmp_path, monkeypatch):
+def test_results_that_another_process_wrote_are_sent(predict_series, tmp_path, stored):
     """The processes of Ray write the results, and the one that started them sends them."""
-    pytest.importorskip("dicomweb_client")
-    stored = keep_what_is_stored(monkeypatch)
-    write_series(tmp_path / "in" / "P1", "1.1")
-    run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    write_patients(tmp_path / "in", "P1")
+    predict_series()
     DicomOutputs(True, ADDRESS).after_commit("P1", PredictionFolder(tmp_path / "out"))
     assert stored == FILES[:2]
 
 
 @pytest.mark.slow
 def test_results_of_a_cluster_are_those_of_one_machine_and_sent(
-    cluster, bundle, tmp_path, monkeypatch
+    cluster, predict_series, tmp_path, stored
 ):
-    pytest.importorskip("dicomweb_client")
-    for case in ("P1", "P2"):
-        write_series(tmp_path / "in" / case, f"1.{case[1]}")
-    run(bundle, tmp_path / "in", tmp_path / "here", dicom_output=True)
-    stored = keep_what_is_stored(monkeypatch)
-    settings = {"dicom_output": True, "send": ADDRESS, "engine": "ray"}
-    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "there", **settings)
+    write_patients(tmp_path / "in", "P1", "P2")
+    predict_series(output="here")
+    outcome, _ = predict_series(output="there", send=ADDRESS, engine="ray")
     assert (sorted(outcome.sent), sorted(stored)) == (["P1", "P2"], FILES)
     for name in FILES:
         there = tmp_path / "there" / name
         assert there.read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 
-def test_dicom_results_are_part_of_the_files_of_a_case(bundle, tmp_path, monkeypatch):
+def test_dicom_results_are_part_of_the_files_of_a_case(predict_series, tmp_path, monkeypatch):
     """A run that ends after they were written and before the candidate file leaves none."""
-    write_series(tmp_path / "in" / "P1", "1.1")
+    write_patients(tmp_path / "in", "P1")
     out = tmp_path / "out"
     add_files = DicomOutputs.add_files
 
@@ -237,26 +233,26 @@ def test_dicom_results_are_part_of_the_files_of_a_case(bundle, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(DicomOutputs, "add_files", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(bundle, tmp_path / "in", out, dicom_output=True)
+            predict_series()
     assert not [*out.rglob("P1_*"), *out.rglob("*.dcm")]
-    run(bundle, tmp_path / "in", out, dicom_output=True)
+    predict_series()
     assert {file.name for file in out.glob("*.dcm")} == {*FILES[:2]}
 
 
-def test_missing_package_is_an_error_before_the_first_case(bundle, tmp_path, monkeypatch):
+def test_missing_package_is_an_error_before_the_first_case(predict_series, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom.sr", None)
-    write_series(tmp_path / "in" / "P1", "1.1")
+    write_patients(tmp_path / "in", "P1")
     with pytest.raises(ConfigError, match=r"need the package highdicom.*dicom_output=false"):
-        run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+        predict_series()
     assert not [*tmp_path.glob("out/P1*")]
 
 
-def test_results_without_the_extra_are_written_again_with_it(bundle, tmp_path, monkeypatch):
-    write_series(tmp_path / "in" / "P1", "1.1")
+def test_results_without_the_extra_are_written_again_with_it(predict_series, tmp_path, monkeypatch):
+    write_patients(tmp_path / "in", "P1")
     for lacks_extra, files in ((True, set()), (False, {*FILES[:2]})):
         with monkeypatch.context() as patch:
             if lacks_extra:
                 patch.setattr("lesionseg.extra.find_spec", lambda _: None)
-            outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+            outcome, _ = predict_series()
         assert not outcome.rows[0].is_unchanged
         assert {file.name for file in tmp_path.glob("out/*.dcm")} == files
