@@ -62,14 +62,9 @@ def step_bytes(plan, cfg):
         with CountBytes() as counted:
             targets = objective.targets(_batch(plan, objective.batch_targets.nearest))
             counts = targets.counts()
+            shape = (plan.batch_size, len(plan.channel_names), *plan.tile_shape)
             with torch.autocast("cuda", torch.bfloat16):
-                output = network(
-                    torch.empty(
-                        (plan.batch_size, len(plan.channel_names), *plan.tile_shape),
-                        dtype=torch.float32,
-                        device="cuda",
-                    )
-                )
+                output = network(_empty(torch.float32, *shape))
             terms = objective.terms(output, targets, torch.ones_like(counts))
             del output
             torch.stack(list(terms.values())).sum().backward()
@@ -99,19 +94,21 @@ def _batch(plan, nearest):
     """Make the masks of a batch, and the targets of a detector, as tensors without numbers."""
     shape = (plan.batch_size, *plan.tile_shape)
     batch = {
-        "labels": torch.empty(shape, dtype=torch.uint8, device="cuda"),
-        "instances": torch.empty(shape, dtype=torch.int32, device="cuda"),
-        "valid": torch.empty(shape, dtype=torch.bool, device="cuda"),
+        "labels": _empty(torch.uint8, *shape),
+        "instances": _empty(torch.int32, *shape),
+        "valid": _empty(torch.bool, *shape),
     }
     if nearest:  # instances are renumbered
-        batch["instances"] = torch.empty(shape, dtype=torch.uint8, device="cuda")
-        batch["nearest"] = torch.empty(shape, dtype=torch.uint8, device="cuda")
+        batch["instances"] = _empty(torch.uint8, *shape)
+        batch["nearest"] = _empty(torch.uint8, *shape)
     if plan.anchors is not None:
         n = sum(level.n_anchors for level in plan.anchor_levels)
-        batch["anchor_labels"] = torch.empty((plan.batch_size, n), dtype=torch.uint8, device="cuda")
-        batch["anchor_valid"] = torch.empty((plan.batch_size, n), dtype=torch.bool, device="cuda")
-        batch["anchor_boxes"] = torch.empty(
-            (N_POSITIVES, 2 * plan.dims), dtype=torch.float32, device="cuda"
-        )
-        batch["anchor_places"] = torch.empty((N_POSITIVES,), dtype=torch.int64, device="cuda")
+        batch["anchor_labels"] = _empty(torch.uint8, plan.batch_size, n)
+        batch["anchor_valid"] = _empty(torch.bool, plan.batch_size, n)
+        batch["anchor_boxes"] = _empty(torch.float32, N_POSITIVES, 2 * plan.dims)
+        batch["anchor_places"] = _empty(torch.int64, N_POSITIVES)
     return batch
+
+
+def _empty(dtype, *shape):
+    return torch.empty(shape, dtype=dtype, device="cuda")

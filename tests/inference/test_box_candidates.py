@@ -31,16 +31,9 @@ from tests.models.plans import plan_of
 STRIDES = ((1, 1), (2, 2))
 
 
-def make_plan(alpha=None, gamma=None, floor=None):
-    anchors = AnchorPlan(
-        stages=(1,),
-        sizes=(((4.0, 4.0),),),
-        width=8,
-        depth=1,
-        alpha=alpha,
-        gamma=gamma,
-        floor=floor,
-    )
+def make_plan(**settings):
+    """Make the plan of a detector. `settings` are those of its anchors."""
+    anchors = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0),),), width=8, depth=1, **settings)
     return plan_of("retinanet", strides=STRIDES, labels=("a", "b"), anchors=anchors)
 
 
@@ -60,23 +53,11 @@ def make_output(*boxes):
     return DetectorOutput(logits, deltas)
 
 
-def collect(*outputs, width=16, plan=PLAN):
-    """Collect the boxes of a volume of one tile from outputs without flips."""
-    collector = BoxCollector(TileGrid((16, width), plan.tile_shape), plan)
+def collect(*outputs, shape=(16, 16), plan=PLAN):
+    """Collect the boxes of the first tile of a volume from outputs without flips."""
+    collector = BoxCollector(TileGrid(shape, plan.tile_shape, 0.0), plan)
     for output in outputs:
         collector.add(output, [0], ())
-    return collector.finish()
-
-
-def collect_tiles(box, *, n_readings=1):
-    """Collect a box of score 0.8 that the first network finds in each of two tiles."""
-    grid = TileGrid((16, 24), PLAN.tile_shape, 0.5)
-    collector = BoxCollector(grid, PLAN, n_readings=n_readings)
-    for i, start in enumerate(grid.starts):
-        in_tile = [v - start[a % 2] for a, v in enumerate(box)]
-        collector.add(make_output((in_tile, 0.8, 1)), [i], (), 0)
-        for network in range(1, n_readings):
-            collector.add(make_output(), [i], (), network)  # finds nothing
     return collector.finish()
 
 
@@ -84,11 +65,18 @@ def assert_close(boxes, expected):
     torch.testing.assert_close(boxes, torch.tensor(expected), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("n_readings", "score"), [(1, 0.8), (2, 0.4)])
-def test_lesion_found_in_every_tile_is_one_box_with_the_mean_of_networks(n_readings, score):
-    lesion = [6.0, 10.0, 9.0, 13.0]
-    found = collect_tiles(lesion, n_readings=n_readings)
-    assert_close(found.boxes, [lesion])
+@pytest.mark.parametrize(("n_networks", "score"), [(1, 0.8), (2, 0.4)])
+def test_lesion_found_in_every_tile_is_one_box_with_the_mean_of_networks(n_networks, score):
+    """The first network finds the lesion in both tiles, the second one in none."""
+    grid = TileGrid((16, 24), PLAN.tile_shape, 0.5)
+    collector = BoxCollector(grid, PLAN, n_readings=n_networks)
+    for i, (y, x) in enumerate(grid.starts):
+        in_tile = [6.0 - y, 10.0 - x, 9.0 - y, 13.0 - x]
+        collector.add(make_output((in_tile, 0.8, 1)), [i], (), 0)
+        for network in range(1, n_networks):
+            collector.add(make_output(), [i], (), network)
+    found = collector.finish()
+    assert_close(found.boxes, [[6.0, 10.0, 9.0, 13.0]])
     assert_close(found.scores, [score])
 
 
@@ -96,9 +84,7 @@ def test_lesion_found_in_every_tile_is_one_box_with_the_mean_of_networks(n_readi
 def test_score_is_reduced_for_a_box_cut_by_a_tile_but_not_by_the_volume(end):
     inner = [6.0, 12, 10, end]
     outer = [6.0, -1, 10, 3]
-    collector = BoxCollector(TileGrid((16, 32), PLAN.tile_shape, 0.0), PLAN)
-    collector.add(make_output((inner, 0.9, 1), (outer, 0.9, 1)), [0], ())
-    found = collector.finish()
+    found = collect(make_output((inner, 0.9, 1), (outer, 0.9, 1)), shape=(16, 32))
     assert_close(found.boxes[0], [6.0, 0, 10, 3])  # clipped to the volume
     assert found.scores[0].item() == pytest.approx(0.9, abs=1e-4)
     assert len(found) == 1 or found.scores[1] < 0.2
@@ -121,7 +107,7 @@ def test_mirrored_view_gives_the_same_box():
 
 
 def test_padding_is_subtracted_from_boxes():
-    found = collect(make_output(([4.0, 6, 8, 10], 0.8, 1)), width=8)
+    found = collect(make_output(([4.0, 6, 8, 10], 0.8, 1)), shape=(16, 8))
     assert_close(found.boxes, [[4.0, 2, 8, 6]])
 
 
@@ -180,8 +166,7 @@ def test_boxes_become_candidates_without_masks():
     (candidate,) = box_candidates(found, GRID, GRID, (5, 7))
     assert (candidate.id, candidate.label, candidate.has_mask) == (1, 7, False)
     assert candidate.score == pytest.approx(0.9)
-    assert candidate.centre_mm == pytest.approx((5.5, 4.5, 5.0))
-    assert candidate.diameter_mm == pytest.approx((2 * 4 * 4 * 2.0) ** (1 / 3))
+    assert (candidate.start_vox, candidate.stop_vox) == ((2, 3, 4), (4, 7, 8))
 
 
 def make_candidate(number, box, score, label=1):
@@ -216,9 +201,8 @@ def test_tile_with_many_lesions_gives_a_box_for_each():
     logits = torch.full((1, len(anchors), 2), -20.0)
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     logits[0, (centres % 8 == 5).all(dim=1), 0] = 2.0  # every 8 pixels, with boxes of 4
-    collector = BoxCollector(TileGrid((128, 128), plan.tile_shape), plan)
-    collector.add(DetectorOutput(logits, torch.zeros(1, len(anchors), 4)), [0], ())
-    found = collector.finish()
+    output = DetectorOutput(logits, torch.zeros(1, len(anchors), 4))
+    found = collect(output, shape=(128, 128), plan=plan)
     assert (len(found), found.n_left_out) == (16 * 16, 0)
 
 
@@ -272,10 +256,7 @@ def test_partners_equal_those_of_a_search_in_the_whole_table(monkeypatch, rng):
     starts = rng.uniform(0, 30, (45, 2))
     corners = np.hstack([starts, starts + rng.uniform(2, 9, (45, 2))])
     labels = rng.integers(1, 3, 45)
-    drawn = [
-        make_candidate(i, box, 0.5, label=label)
-        for i, (box, label) in enumerate(zip(corners.tolist(), labels.tolist(), strict=True))
-    ]
+    drawn = [make_candidate(i, corners[i].tolist(), 0.5, int(labels[i])) for i in range(45)]
     table = torch.from_numpy(corners)
     overlap = box_iou(table[:20], table[20:]).numpy() * (labels[:20, None] == labels[20:])
     expected = {}

@@ -39,14 +39,13 @@ def test_lesion_with_two_regions_is_one_candidate():
 
 
 def test_voxel_of_two_regions_has_the_value_of_the_later_region():
-    likely = [0.9] * 8
-    assert set(find(likely, likely).values.flat) == {4}
-    found = find(likely, likely, regions=(CORE, WHOLE), values=(4, 1))
-    assert set(found.values.flat) == {1}
+    likely = [0.9] * 8, [0.9] * 8
+    assert set(find(*likely).values.flat) == {4}
+    assert set(find(*likely, regions=(CORE, WHOLE), values=(4, 1)).values.flat) == {1}
 
 
 def test_inner_region_without_its_outer_region_is_found():
-    assert find([0.1] * 8, [0, 0, 0.8, 0.8, 0, 0, 0, 0]).values[0, 2:4].tolist() == [4, 4]
+    assert find([0.1] * 4, [0, 0.8, 0.8, 0]).values[0, 1:3].tolist() == [4, 4]
 
 
 def test_every_voxel_of_a_candidate_has_a_region():

@@ -150,12 +150,16 @@ def test_warning_names_a_photographic_negative(n):
             assert ("film looks like a photographic negative" in warning) == is_negative
 
 
+def turn(own):
+    """Return the features of the negative."""
+    return PolarityFeatures(-own.skew, -own.border, -own.picture)
+
+
 def test_scans_without_a_polarity_give_no_warning(check):
     noise = make_check(20)
     for seed in range(20, 40):
         own = polarity_features(make_scan(seed), ("T1",))["T1"]
-        turned = PolarityFeatures(-own.skew, -own.border, -own.picture)
-        assert noise.compare({}, {"T1": turned})[1] == ""
+        assert noise.compare({}, {"T1": turn(own)})[1] == ""
     assert make_check(6, lambda _: np.zeros((1, *SHAPE), np.float32)).polarities == {}
     earlier = InputCheck.model_validate({"medians": check.medians, "tolerances": check.tolerances})
     assert earlier.compare({}, polarity_features(make_film(0), ("film",))) == (None, "")
@@ -166,8 +170,8 @@ def test_features_of_training_scans_agree_with_1_and_of_their_negatives_with_min
     polarity = make_check(20, make_film, "film").polarities["film"]
     similarities = [polarity.similarity(own) for own in features]
     assert np.mean(similarities) == pytest.approx(1, abs=0.05)
-    negatives = [PolarityFeatures(-own.skew, -own.border, -own.picture) for own in features]
-    assert [-polarity.similarity(own) for own in negatives] == pytest.approx(similarities)
+    negatives = [-polarity.similarity(turn(own)) for own in features]
+    assert negatives == pytest.approx(similarities)
     assert polarity.lowest > 0 >= polarity.limit
 
 
@@ -184,7 +188,7 @@ def test_polarity_features_have_the_values_computed_by_hand():
     np.testing.assert_allclose(turned.picture, -own.picture, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(60, 64), (1, 1), (5, 200), (20, 24, 28), (2, 30, 30)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 200), (2, 30, 30)])
 def test_coarse_picture_is_normalised(rng, shape):
     channel = rng.normal(size=shape)
     picture = coarse_picture(channel)
@@ -225,9 +229,8 @@ def test_channel_without_contrast_is_found(image, is_blank):
 
 
 def test_blank_channel_is_named_but_a_missing_channel_is_not():
-    image = np.concatenate([make_channels(0), np.zeros((1, *SHAPE), np.float32)])
-    volume = Volume(image, GRID, missing=(2,))
-    assert channels_without_contrast(volume, ("T1", "T2", "FLAIR")) == ("T2",)
+    volume = Volume(0 * make_channels(0), GRID, missing=(1,))
+    assert channels_without_contrast(volume, ("T1", "T2")) == ("T1",)
 
 
 def test_contrast_is_measured_only_on_valid_voxels():
@@ -254,7 +257,7 @@ def test_implausible_spacing_is_an_error(plan, spacing_mm, words):
 
 
 @pytest.mark.parametrize(
-    "spacing_mm", [(1.0, 1.0, 1.0), (6.0, 0.3, 0.3), (0.05, 0.05, 0.05), (10.0, 10.0, 10.0)]
+    "spacing_mm", [(6.0, 0.3, 0.3), (0.05, 0.05, 0.05), (10.0, 10.0, 10.0)]
 )
 def test_unusual_spacing_is_no_error(plan, spacing_mm):
     check_extent(Geometry.from_spacing((8, 8, 3), spacing_mm), plan, "scan.nii")

@@ -38,6 +38,8 @@ SHAPE = (22, 26, 30)
 SPACING_MM = (1.0, 1.0, 1.0)
 EXACT = InferenceConfig.of(precision="fp32")
 CODES = ("SAR", "SAL", "SPL", "IPL", "RAS", "LPS", "PIR", "ASL", "RSA")
+TURN = np.eye(4)  # an oblique rotation
+TURN[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix()
 BLOBS = (((6, 8, 7), 3.2, 90), ((15, 18, 9), 4.4, 110), ((12, 9, 23), 2.4, 75))
 
 
@@ -51,10 +53,9 @@ def predictor_of(network, plan, selection=NO_SELECTION, **settings):
 def image(rng):
     """Return noise with three bright blobs in SAR order. No flip or turn leaves it unchanged."""
     image = rng.normal(100, 4, SHAPE)
+    places = np.moveaxis(np.indices(SHAPE), 0, -1)
     for centre, radius, height in BLOBS:
-        image[np.linalg.norm(np.moveaxis(np.indices(SHAPE), 0, -1) - centre, axis=-1) < radius] += (
-            height
-        )
+        image[np.linalg.norm(places - centre, axis=-1) < radius] += height
     return image.astype(np.float32)
 
 
@@ -96,9 +97,7 @@ def test_scan_gives_the_same_candidates_in_every_orientation(
     predictor = predictor_of(network, replace(plan, spacing_mm=spacing_mm), settings=EXACT)
     expected = predictor.predict_volume(volume, "plain")
     assert len(expected.candidates) >= (3 if name == "threshold" else 1)
-    turn = np.eye(4)
-    turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix()
-    grid = Geometry(SHAPE, turn @ volume.geometry.affine) if oblique else volume.geometry
+    grid = Geometry(SHAPE, TURN @ volume.geometry.affine) if oblique else volume.geometry
     for code in ("SAR", "LPS", "PIR") if oblique else CODES:
         turned = reorient(volume.array[0], grid, code)
         found = predictor.predict_volume(turned, code)
@@ -216,9 +215,8 @@ def test_voxel_probabilities_are_calibrated(volume, plan):
 
 
 def _oblique_and_scaled(image):
-    turn = np.diag([-0.9, 1.1, 1.3, 1.0])
-    turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix() @ turn[:3, :3]
-    scan = nib.Nifti1Image(image.T.astype(np.int16), turn)
+    affine = TURN @ np.diag([-0.9, 1.1, 1.3, 1.0])
+    scan = nib.Nifti1Image(image.T.astype(np.int16), affine)
     scan.header.set_slope_inter(0.5, 3)
     return scan
 

@@ -69,7 +69,6 @@ def test_half_precision_keeps_probabilities_and_their_order(tmp_path, in_file):
     torch.testing.assert_close(1 - kept, 1 - p, atol=6e-8, rtol=1e-3)
     assert (kept.flatten().diff() >= 0).all()
     assert not found[:, [0, 1, 5]].any()
-    store.close()
 
 
 def test_file_of_a_store_has_no_name_and_needs_space_on_the_disk(tmp_path, monkeypatch):

@@ -20,8 +20,6 @@ from tests.pdf_pages import HAS_PANGO, read_objects
 from tests.pipeline.cases import write_array
 
 TRAINED = {
-    "lesionseg": "1.2.3",
-    "git_commit": "abc",
     "date": "2026-01-31",
     "dataset": "MS",
     "model": "unet",
@@ -43,10 +41,10 @@ def trained_run(tmp_path):
 
 
 def test_scores_of_a_training_have_the_digest_of_its_bundle(trained_run):
-    digest = bundle_digest(trained_run / "bundle")
-    known = Provenance(**TRAINED, bundle=digest)
-    assert read_identity(trained_run, Provenance(**TRAINED)) == known
-    assert read_identity(trained_run / "test", Provenance(**TRAINED)) == known
+    stated = Provenance(**TRAINED)
+    known = replace(stated, bundle=bundle_digest(trained_run / "bundle"))
+    for folder in (trained_run, trained_run / "test"):
+        assert read_identity(folder, stated) == known
 
 
 def test_scans_of_an_earlier_version_are_counted_from_its_splits(trained_run):
@@ -54,10 +52,7 @@ def test_scans_of_an_earlier_version_are_counted_from_its_splits(trained_run):
     write_json(trained_run / "scores.json", {"provenance": provenance})
     found = read_identity(trained_run / "test", Provenance(**provenance))
     assert (found.dataset, found.date, found.model) == ("", "", "unet")
-    assert (
-        render_sentence("training", identity=found)
-        == "trained on 2 scans, number of patients unknown"
-    )
+    assert "trained on 2 scans" in render_sentence("training", identity=found)
 
 
 def test_evaluation_in_a_run_directory_is_not_attributed_to_its_model(trained_run):
@@ -77,12 +72,12 @@ def evaluate_masks(root, prediction):
 
 
 def write_case(root, folder):
-    prediction = replace(
-        make_prediction(CASES["three_axes"]), operating_point=OperatingPoint("score:0.5", 0.5)
-    )
-    path = root / "masks" / f"{prediction.case}.nii.gz"
-    write_array(path, make_reference(CASES["three_axes"]).instances, prediction.geometry)
-    write_prediction(folder, prediction)
+    hand = CASES["three_axes"]
+    prediction = make_prediction(hand)
+    path = root / "masks" / "three_axes.nii.gz"
+    write_array(path, make_reference(hand).instances, prediction.geometry)
+    point = OperatingPoint("score:0.5", 0.5)
+    write_prediction(folder, replace(prediction, operating_point=point))
 
 
 def test_evaluate_records_date_dataset_and_predicting_model(tmp_path, trained_run):
@@ -121,10 +116,10 @@ def test_page_and_pdf_have_title_and_identity(tmp_path, trained_run):
 
 
 def test_a_case_without_a_stated_patient_counts_as_one_patient():
-    scans = [CaseFiles("a1", (), group="a"), CaseFiles("a2", (), group="a")]
-    assert training_counts(scans) == {"training_patients": 1, "training_scans": 2}
-    alone = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
-    assert training_counts(alone) == {"training_patients": 2, "training_scans": 2}
+    cases = [CaseFiles(case, (), group="a") for case in ("a1", "a2")]
+    alone = CaseFiles("b", ())
+    assert training_counts(cases) == {"training_patients": 1, "training_scans": 2}
+    assert training_counts([*cases, alone]) == {"training_patients": 2, "training_scans": 3}
 
 
 def test_page_states_why_a_model_was_chosen():

@@ -150,19 +150,17 @@ def test_table_without_false_positives_is_kept_only_if_it_has_answers(study, tmp
 
 
 def test_removed_report_leaves_no_scores(study, tmp_path):
-    shutil.copytree(study / "scores", tmp_path / "test")
-    write_report(study / "scores", tmp_path / "test")
-    (tmp_path / "test" / "notes.txt").touch()  # of the user
+    folder = shutil.copytree(study / "scores", tmp_path / "test")
+    write_report(study / "scores", folder)
+    (folder / "notes.txt").touch()  # of the user
     for _ in range(2):
-        remove_report(tmp_path / "test")
-        left = {path.name for path in (tmp_path / "test").iterdir()}
-        assert left == {"notes.txt", "adjudicate.csv"}
+        remove_report(folder)
+        assert {path.name for path in folder.iterdir()} == {"notes.txt", "adjudicate.csv"}
     remove_report(tmp_path / "absent")
 
 
 def test_comparison_with_other_cases_is_refused(study, tmp_path):
-    shutil.copytree(study / "scores", tmp_path / "other")
-    cases = tmp_path / "other" / "cases.csv"
+    cases = shutil.copytree(study / "scores", tmp_path / "other") / "cases.csv"
     cases.write_text(cases.read_text().replace("P0_", "Q0_"))
     with pytest.raises(ContentError, match="evaluation of other cases"):
         write_report(study / "scores", tmp_path / "page", compare=tmp_path / "other")

@@ -15,21 +15,25 @@ from lesionseg.reporting.viewer import viewer_data
 PLACE = (4, 5, 6)  # of the only voxel of the candidate
 
 
-def predict_voxel(grid):
+def view(grid):
+    """Return the data of a scan with a candidate of one voxel."""
+    place = PLACE[-grid.dims :]
     instances = np.zeros(grid.shape, np.int32)
-    instances[PLACE[-grid.dims :]] = 1
-    centre = (grid.affine @ [*PLACE[-grid.dims :], 1.0])[: grid.dims]
-    start = tuple(map(float, PLACE[-grid.dims :]))
-    stop = tuple(index + 1 for index in start)
-    candidate = Candidate(1, 1, 0.9, start, stop, tuple(centre), diameter_mm=1.0, volume_ml=None)
-    return Prediction("case", grid, (candidate,), instances)
+    instances[place] = 1
+    candidate = Candidate.from_voxels(1, 1, 0.9, np.array([place]), grid)
+    prediction = Prediction("case", grid, (candidate,), instances)
+    image = np.arange(float(instances.size)).reshape(grid.shape)
+    return viewer_data(Scene(image, grid, prediction=prediction), with_slices=True)
+
+
+def open_slice(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
 def find_outlined(uris):
     """Return the indices of the slices in which something is not grey."""
-    pictures = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in uris]
-    colours = [np.asarray(picture).astype(int) for picture in pictures]
-    return [i for i, rgb in enumerate(colours) if (rgb.max(axis=2) - rgb.min(axis=2)).max() > 60]
+    colours = [np.asarray(open_slice(uri)).astype(int) for uri in uris]
+    return [i for i, rgb in enumerate(colours) if np.ptp(rgb, axis=2).max() > 60]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
@@ -38,20 +42,14 @@ def test_slice_of_a_candidate_is_the_one_with_its_outline(order, signs):
     affine = np.eye(4)
     affine[:3, :3] = np.diag(signs)[:, list(order)] * 1.5
     grid = Geometry((12, 14, 16), affine)
-    scene = Scene(
-        np.arange(12 * 14 * 16.0).reshape(grid.shape), grid, prediction=predict_voxel(grid)
-    )
-    data = viewer_data(scene, with_slices=True)
+    data = view(grid)
     assert len(data["slices"]) == grid.shape[order.index(2)]
     assert find_outlined(data["slices"]) == [data["candidates"][0]["slice"]]
 
 
 def test_image_is_one_slice_with_square_pixels():
-    grid = Geometry.from_spacing((12, 14), (2.0, 1.0))
-    scene = Scene(np.arange(12 * 14.0).reshape(grid.shape), grid, prediction=predict_voxel(grid))
-    data = viewer_data(scene, with_slices=True)
+    data = view(Geometry.from_spacing((12, 14), (2.0, 1.0)))
     (uri,) = data["slices"]
-    width, height = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size
-    assert (width, height) == (299, SLICE_SIDE)  # 14 by 24 mm
+    assert open_slice(uri).size == (299, SLICE_SIDE)  # 14 by 24 mm
     assert data["candidates"][0]["slice"] == 0
     assert find_outlined(data["slices"]) == [0]

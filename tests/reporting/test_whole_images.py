@@ -40,7 +40,7 @@ LESIONS = {
     "c": [(2, 60, 10, 12, 12)],
     "free": [],
 }
-# label, score, x, y, width, height
+# label, score, x, y, width, height; the highest score first
 MARKINGS = {
     "a": [(2, 0.9, 11, 31, 8, 6), (1, 0.3, 75, 6, 30, 8)],
     "b": [(1, 0.8, 20, 20, 10, 10), (1, 0.7, 90, 30, 15, 12)],
@@ -67,13 +67,9 @@ def write_films(root, lesions=LESIONS, markings=MARKINGS, names=("nodule", "mass
             annotations.append({**own, "category_id": label, "bbox": box})
         found = []
         for rank, (label, score, x, y, width, height) in enumerate(markings[case], 1):
-            box = (float(y), float(x), float(y + height), float(x + width))
-            one = Candidate.from_box(rank, label, score, box, GRID)
-            found.append(replace(one, accepted=score >= 0.5))
-        ranked = tuple(sorted(found, key=lambda one: -one.score))
-        write_prediction(
-            root / "found", Prediction(case, GRID, ranked, None, operating_point=POINT)
-        )
+            box = (y, x, y + height, x + width)
+            found.append(Candidate.from_box(rank, label, score, box, GRID))
+        write_prediction(root / "found", Prediction(case, GRID, tuple(found), None).accept(POINT))
     categories = [{"id": k, "name": name} for k, name in enumerate(names, 1)]
     document = {"images": images, "annotations": annotations, "categories": categories}
     write_json(root / "annotations.json", document)

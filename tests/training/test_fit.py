@@ -184,16 +184,13 @@ def test_time_budget_includes_validation_and_scales_the_schedule(train, make_pla
 
 
 def test_validation_runs_at_intervals_and_at_the_end(train, column):
-    scores = iter([0.2, 0.3, 0.8, 0.4, 0.4, 0.4])
     calls = []
-    seen = []
 
     def validate(network):
         calls.append(network.training)
-        seen.append(weights(network).clone())
-        return {"recall": 0.5, "score": next(scores)}
+        return {"recall": 0.5}
 
-    result = train(
+    train(
         max_steps=6,
         validate=validate,
         validate_every_minutes=1e-9,
@@ -201,7 +198,6 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
     )
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
-    assert torch.equal(weights(result.network), seen[2])  # the weights with the best score
 
 
 def test_average_of_weights_is_scored_and_kept(train, tmp_path):
@@ -313,18 +309,13 @@ def test_progress_bar_advances_only_with_complete_steps(train):
 def test_step_with_a_non_finite_loss_is_skipped_and_counted(train, squares, caplog, tmp_path):
     newest = Newest()
     bad = squares(bad={4, 5})  # the tiles of the third step
-    result = train(max_steps=6, plugs=[newest], tiles=bad, log_every_n_steps=1)
+    result = train(max_steps=6, plugs=[newest], tiles=bad)
     assert torch.equal(newest.seen[1], newest.seen[2])
     assert not torch.equal(newest.seen[2], newest.seen[3])
     assert (result.steps, result.skipped) == (6, 1)
     assert torch.isfinite(weights(result.network)).all()
     assert "Step 3 skipped" in caplog.text
     assert last_checkpoint(tmp_path / "run")["skipped"] == 1
-
-
-def test_ten_non_finite_steps_in_a_row_end_the_training(train, squares):
-    with pytest.raises(TrainingError, match="10 steps in a row up to step 12"):
-        train(max_steps=50, tiles=squares(bad=range(4, 100)))
 
 
 def test_loss_is_divided_by_the_moving_average_of_positives(train, make_plan, tmp_path):
@@ -472,7 +463,9 @@ def test_error_of_a_spawned_process_is_that_of_one_process(
         train(max_steps=2)
 
 
-def test_skipped_steps_before_a_kill_count(train, squares, tmp_path, checkpoint_every_step):
+def test_ten_non_finite_steps_in_a_row_end_the_training_also_if_it_was_killed_between_them(
+    train, squares, tmp_path, checkpoint_every_step
+):
     """Steps 3 to 12 are skipped. The training is killed at the end of step 7."""
     bad = squares(bad=range(4, 100))
     plug = KeepCheckpoint(tmp_path / "run")
@@ -545,11 +538,9 @@ def test_error_after_a_signal_is_a_stop_only_between_steps(
         # Lightning reads one batch ahead
         assert last_checkpoint(tmp_path / "run")["global_step"] == 1
     else:
+        failing = type("Fails", (pl.Callback,), {"on_before_optimizer_step": fail})()
         with pytest.raises(ValueError, match="within a step"):
-            train(
-                max_steps=5,
-                plugs=[type("Fails", (pl.Callback,), {"on_before_optimizer_step": fail})()],
-            )
+            train(max_steps=5, plugs=[failing])
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(0.0, [15, 30, 45, 60]), (1.0, [15, 66, 117, 168])])

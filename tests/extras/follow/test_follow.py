@@ -59,15 +59,15 @@ def hd():
 needs_reports = pytest.mark.usefixtures("hd")
 
 
-def follow_visits(root, before="before", after="after", *, has_images=False, **settings):
+def follow_visits(root, after="after", *, has_images=False, **settings):
     if has_images:
         settings |= {f"{visit}_images": root / f"{visit}_images" for visit in ("before", "after")}
-    return follow(root / before, root / after, root / "out", **settings)
+    return follow(root / "before", root / after, root / "out", **settings)
 
 
-def follow_folders(root, before="before", after="after", **settings):
+def follow_folders(root, **settings):
     """Return the rows of the changes."""
-    follow_visits(root, before, after, **settings)
+    follow_visits(root, **settings)
     return read_csv(root / "out" / "changes.csv")
 
 
@@ -98,7 +98,7 @@ def test_changes_pairs_and_rule_are_written(visits, caplog):
     assert {row["registered"] for row in pairs.values()} == {"headers"}
     assert not (visits / "out" / "scores.json").exists()
     assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
-    follow_folders(visits, reference=visits / "reference")
+    follow_visits(visits, reference=visits / "reference")
     scores = read_scores(visits / "out" / "scores.json")
     assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (1, 1, 0)
 
@@ -107,7 +107,7 @@ def test_page_counts_new_lesion_that_is_too_thin_to_be_sure(visits):
     thin = np.zeros(SHAPE, dtype=np.uint8)
     thin[5, 2:20, 2:20] = 1
     write_array(visits / "after" / "b.nii.gz", thin, GRID)
-    follow_folders(visits)
+    follow_visits(visits)
     page = page_of(visits)
     assert "1 new, 1 new or gone but too thin to be sure; 1 lesion stable" in page
 
@@ -150,10 +150,8 @@ def test_earlier_lesion_outside_the_later_scan_does_not_shift_the_others(tmp_pat
     drawn = boxes(large.shape, (1, 2, 2, 5), (12, 2, 2, 5))
     write_array(tmp_path / "before" / "a.nii.gz", drawn, large)
     write_cubes(tmp_path / "after", "a", (4, 2, 2, 5), geometry=small)
-    rows = follow_folders(tmp_path)
-    assert [(r["state"], r["lesion_before_1"], r["lesion_after_1"]) for r in rows] == [
-        ("stable", "2", "1")
-    ]
+    (row,) = follow_folders(tmp_path)
+    assert (row["state"], row["lesion_before_1"], row["lesion_after_1"]) == ("stable", "2", "1")
 
 
 def test_radiographs_of_two_visits_are_compared_in_millimetres(tmp_path):
@@ -253,19 +251,17 @@ PLACES = (OLD, NEW, (2, 14, 2, 5))
     ("before", "after"),
     [
         ((1, 2, 3), (2, 3, 1)),  # instance ids numbered anew
-        ((1, 2), (2, 3)),
         ((1, 1), (1, 2)),  # one of two lesions relabelled
-        ((255, 1), (1, 1)),
     ],
 )
 @pytest.mark.parametrize("shift", [0, 1])
 def test_lesion_with_another_label_at_the_same_place_is_not_gone_and_new(
     before, after, shift, visits
 ):
-    for visit, values, z in (("before", before, 0), ("after", after, shift)):
+    for visit, values, dz in (("before", before, 0), ("after", after, shift)):
         mask = np.zeros(SHAPE, dtype=np.uint8)
-        for (*place, side), value in zip(PLACES, values, strict=False):
-            mask |= boxes(SHAPE, (place[0] + z, *place[1:], side), value=value)
+        for (z, *place), value in zip(PLACES, values, strict=False):
+            mask |= boxes(SHAPE, (z + dz, *place), value=value)
         write_array(visits / visit / "c.nii.gz", mask, GRID)
     outcome = follow_visits(visits)
     assert (outcome.n_pairs, outcome.exit_status) == (2, 3)
@@ -365,7 +361,7 @@ def test_dicom_report_contains_states_and_both_volumes(hd, tmp_path):
     assert "Gone since: 0.009 ml." in comment
     report = hd.sr.srread(path)
     names = [item.value for item in report.iterall() if item.keyword == "CodeMeaning"]
-    assert names.count("Volume at the earlier visit") == 1
+    assert "Volume at the earlier visit" in names
     assert "Score of the model" not in names, "masks have no scores"
     assert report.PatientID == "77-1"
 
@@ -403,9 +399,9 @@ def write_series_and_mask(folder, visit, patient, mask, **elements):
 
 def write_visits_of(folder, *patients, **elements):
     """Write a DICOM series and a mask with one lesion for both visits of the patients."""
+    mask = boxes((5, 4, 6), (0, 0, 0, 2))
     for visit in ("before", "after"):
         for patient in patients:
-            mask = boxes((5, 4, 6), (0, 0, 0, 2))
             write_series_and_mask(folder, visit, patient, mask, **elements)
 
 
@@ -531,33 +527,32 @@ def test_scores_are_optimistic_if_a_stable_pair_is_of_a_scored_patient(timeline,
 
 
 @pytest.fixture
-def bright(bundle, monkeypatch):
+def used():
+    """Return a list that will contain the settings of each prediction of `bright`."""
+    return []
+
+
+@pytest.fixture
+def bright(bundle, monkeypatch, used):
     """Return a bundle whose network finds bright voxels."""
     make_predictor = predict_case.make_predictor
 
     def make_bright_predictor(cfg, _):
+        used.append(cfg)
         return make_predictor(cfg, {"mine": make_bright})
 
     monkeypatch.setattr(predict_case, "make_predictor", make_bright_predictor)
     return bundle
 
 
-def test_bundle_predicts_the_visits_before_they_are_compared(
-    timeline, tmp_path, bright, monkeypatch
-):
-    make_predictor = predict_case.make_predictor
-    used = []
-
-    def make_and_note(cfg, architectures):
-        used.append((cfg.inference.overlap, cfg.inference.flips, cfg.device, cfg.trust))
-        return make_predictor(cfg, architectures)
-
-    monkeypatch.setattr(predict_case, "make_predictor", make_and_note)
+def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path, bright, used):
     rows = timeline.read_text().splitlines()
     lines = write_table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
     settings = {"inference": {"overlap": 0.25, "flips": True}, "device": "cpu", "trust": True}
     outcome = follow_table(lines, bundle=bright, **settings)
-    assert used == [(0.25, True, "cpu", True)]
+    (cfg,) = used
+    inference = cfg.inference
+    assert (inference.overlap, inference.flips, cfg.device, cfg.trust) == (0.25, True, "cpu", True)
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert [c.state for c in outcome.changes if c.accepted].count("new") == 1
     rows = read_csv(tmp_path / "out" / "predictions" / "predictions.csv")

@@ -105,13 +105,12 @@ def client_of(server):
 
 def ask(server, level, folder):
     """Search for series or images, or fetch images."""
-    match level:
-        case "series":
-            client_of(server).search_series()
-        case "instances":
-            client_of(server).search_instances(item())
-        case "image":
-            fetch(server, folder)
+    if level == "image":
+        fetch(server, folder)
+    elif level == "series":
+        client_of(server).search_series()
+    else:
+        client_of(server).search_instances(item())
 
 
 def item(series=SERIES, image=None, study=STUDY, **values):
@@ -228,7 +227,6 @@ def test_settings_that_do_not_go_with_a_pacs_are_refused(settings, word):
     [
         ("dicomweb+http://pacs.hospital/rs", True),
         ("dicomweb+http://localhost.hospital/rs", True),
-        ("dicomweb+http://[fd00::1]:8042/rs", True),
         ("dicomweb+http://localhost:8042/rs", False),
         ("dicomweb+http://127.0.0.1/rs", False),
         ("dicomweb+http://[::1]:8042/rs", False),
@@ -258,11 +256,6 @@ def pages(items, size, ignores_offset=False, overlap=0):
     return answer
 
 
-SERIES_ITEMS = [item(f"1.2.3.{number}") for number in range(5)]
-IMAGE_ITEMS = [item(image=f"1.2.3.4.{number}") for number in range(5)]
-
-
-@pytest.mark.parametrize("level", ["series", "instances"])
 @pytest.mark.parametrize(
     ("settings", "n_found"),
     [
@@ -273,12 +266,10 @@ IMAGE_ITEMS = [item(image=f"1.2.3.4.{number}") for number in range(5)]
         ({"size": 2, "ignores_offset": True}, 2),
     ],
 )
-def test_search_ends_when_a_page_has_nothing_new(pacs, level, settings, n_found):
-    items = SERIES_ITEMS if level == "series" else IMAGE_ITEMS
-    pacs.answer = pages(items, **settings)
-    client = client_of(pacs)
-    found = client.search_series() if level == "series" else client.search_instances(item())
-    assert len(found) == n_found
+def test_search_ends_when_a_page_has_nothing_new(pacs, settings, n_found):
+    images = [item(image=f"1.2.3.4.{number}") for number in range(5)]
+    pacs.answer = pages(images, **settings)
+    assert len(client_of(pacs).search_instances(item())) == n_found
     assert len(pacs.requests) <= 5
 
 
@@ -373,8 +364,8 @@ def test_image_of_another_study_series_or_patient_is_refused(pacs, tmp_path, oth
 
 
 def test_patient_that_the_search_does_not_state_is_the_same_in_all_images(pacs, tmp_path):
-    patients = ["P1", "", "P2"]  # an image without an ID contradicts none
     sent = [image_bytes(tmp_path, "1.2.9", PatientID="P3", StudyInstanceUID="1.2.9")]
+    patients = "P1", "", "P2"  # an image without an ID contradicts none
     for uid, patient in zip(IMAGES, patients, strict=True):
         sent.append(image_bytes(tmp_path, uid, PatientID=patient))
     pacs.answer = lambda path, query: (as_parts(sent), PARTS)

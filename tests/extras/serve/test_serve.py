@@ -119,33 +119,46 @@ def without_model(monkeypatch):
     monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: FastAPI())
 
 
+@pytest.fixture
+def upload(scan):
+    """Return a form with the scan."""
+    return {"file": (NAME, scan)}
+
+
+def zip_files(contents):
+    """Return a zip of files, given by their names and contents."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
 def list_files(folder):
     return [p for p in folder.rglob("*") if p.is_file()]
 
 
-def test_scan_gives_its_mask_and_leaves_no_files(client, predictor, scan, tmp_path, temporary):
+def test_scan_gives_its_mask_and_leaves_no_files(
+    client, predictor, scan, upload, tmp_path, temporary
+):
     own = predictor(tmp_path / NAME)
-    files = {"file": (NAME, scan)}
-    answer = client.post("/predict", files=files)
+    answer = client.post("/predict", files=upload)
     assert answer.status_code == 200
     assert answer.headers["content-disposition"] == 'attachment; filename="scan_mask.nii.gz"'
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as zipped:  # as a Mac makes it
-        zipped.writestr(f"scans/{NAME}", scan)
-        zipped.writestr(f"__MACOSX/scans/._{NAME}", b"\0")
-        zipped.writestr("scans/scan.json", b"{}")  # as dcm2niix writes it
-    again = client.post("/predict", files={"file": ("a.zip", buffer.getvalue())})
+    others = {f"__MACOSX/scans/._{NAME}": b"\0", "scans/scan.json": b"{}"}  # of Macs and dcm2niix
+    zipped = zip_files({f"scans/{NAME}": scan, **others})
+    again = client.post("/predict", files={"file": ("a.zip", zipped)})
     assert again.content == answer.content
     (tmp_path / "m.nii.gz").write_bytes(answer.content)
     np.testing.assert_array_equal(read_volume(tmp_path / "m.nii.gz").array[0], own.mask())
-    found = client.post("/predict?result=all", files=files)
+    found = client.post("/predict?result=all", files=upload)
     with zipfile.ZipFile(io.BytesIO(found.content)) as archive:
         assert len(archive.namelist()) == 3
         listed = json.loads(archive.read("scan_candidates.json"))
     assert listed["case"] == "scan"
     assert len(listed["candidates"]) == len(own.candidates) == 2
     assert "Doe" not in found.text
-    view = client.post("/predict?result=view", files=files).json()
+    view = client.post("/predict?result=view", files=upload).json()
     assert (view["warning"], view["channels"]) == ("", [])
     assert set(view["volumes"]) == {"image", "candidates"}
     assert len(view["slices"]) > max(one["slice"] for one in view["candidates"])
@@ -218,10 +231,10 @@ def test_page_names_the_model_and_offers_an_example(client):
     assert client.get("/health").json()["labels"] == {"lesion": 1}
 
 
-def test_requests_are_logged_without_names(client, scan, caplog):
+def test_requests_are_logged_without_names(client, scan, upload, caplog):
     caplog.set_level(logging.INFO, "lesionseg.extras.serve.access_log")
-    client.post("/predict?result=candidates", files={"file": (NAME, scan)})
-    client.put("/datastore/?image=Doe_Jane", files={"file": (NAME, scan)})
+    client.post("/predict?result=candidates", files=upload)
+    client.put("/datastore/?image=Doe_Jane", files=upload)
     client.get("/Doe_Jane_1970.nii.gz")
     client.get("/", headers={"host": "elsewhere.example"})
     client.post("/predict", files={"file": ("a.nii", b"no scan")})
@@ -278,10 +291,8 @@ def test_unusable_upload_is_refused_and_leaves_no_files(client, files, status, t
 
 
 def test_zip_bomb_foreign_origin_and_endless_body_are_refused(client):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("../../a.dcm", bytes(2**21))
-    assert client.post("/predict", files={"file": ("a.zip", buffer.getvalue())}).status_code == 422
+    bomb = zip_files({"../../a.dcm": bytes(2**21)})
+    assert client.post("/predict", files={"file": ("a.zip", bomb)}).status_code == 422
     assert client.post("/example", headers={"origin": "http://evil.example"}).status_code == 403
     endless = client.post(
         "/predict", content=iter([b"a" * 2**18] * 9), headers={"content-type": FORM}
@@ -323,7 +334,7 @@ def test_upload_that_stalls_or_takes_too_long_gets_408(
 
 @pytest.mark.parametrize("is_large", [False, True])
 def test_probabilities_of_a_large_scan_are_in_a_file(
-    serve, predictor, scan, temporary, tmp_path, monkeypatch, is_large
+    serve, predictor, upload, temporary, tmp_path, monkeypatch, is_large
 ):
     n_bytes = needed_bytes(read_geometry(tmp_path / NAME), predictor.plan, is_on_disk=is_large)
     folders = list[Path | None]()
@@ -335,7 +346,7 @@ def test_probabilities_of_a_large_scan_are_in_a_file(
 
     monkeypatch.setattr(predictor, "infer", record_folder)
     with serve(inference={"max_memory_gb": (n_bytes + 1) / 1e9}) as client:
-        answer = client.post("/predict", files={"file": (NAME, scan)})
+        answer = client.post("/predict", files=upload)
     assert answer.status_code == 200
     assert [folder is not None for folder in folders] == [is_large]
     assert not list(temporary.iterdir())
@@ -405,21 +416,16 @@ def test_port_0_is_a_wrong_setting_and_a_host_is_that_of_a_socket(bundle):
 
 
 def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tmp_path):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for number in range(9):
-            archive.writestr(f"{number}.dcm", b"")
-    buffer.seek(0)
+    (large,) = make_zip(*map(str, range(9)))
     monkeypatch.setattr(uploads, "_DIRECTORY_BYTES", 100)
     monkeypatch.setattr(zipfile, "ZipFile", None)  # it would read the whole directory
     with pytest.raises(ContentError, match="at most 5000 files"):
-        uploads.store([UploadFile(buffer, filename="a.zip")], tmp_path, ("T1",), 2**20)
+        store([large], tmp_path, ("T1",), 2**20)
 
 
-def test_slicer_sends_a_volume_and_infers_with_the_returned_key(client, scan, tmp_path):
+def test_slicer_sends_a_volume_and_infers_with_the_returned_key(client, upload, tmp_path):
     assert client.get("/info/").json()["models"]["lesionseg"]["labels"] == {"lesion": 1}
-    sent = [client.put("/session/", files={"files": (NAME, scan)}).json() for _ in range(2)]
-    keys = [answer["session_id"] for answer in sent]
+    keys = [open_session(client, upload) for _ in range(2)]
     assert keys[0] != keys[1]
     answer = client.post(f"/infer/lesionseg?image=a&session_id={keys[0]}", data={"params": "{}"})
     head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
@@ -431,41 +437,45 @@ def test_slicer_sends_a_volume_and_infers_with_the_returned_key(client, scan, tm
     assert client.get(f"/session/{keys[0]}").status_code == 200
 
 
+def open_session(client, upload):
+    """Send a scan as Slicer does. Return its key."""
+    return client.put("/session/", files={"files": upload["file"]}).json()["session_id"]
+
+
 def test_guessed_key_and_other_model_of_slicer_are_refused(client):
     assert client.post("/infer/lesionseg?session_id=guess").status_code == 404
     assert client.post("/infer/other").status_code == 404
 
 
-def test_key_of_slicer_expires(client, scan, monkeypatch):
+def test_key_of_slicer_expires(client, upload, monkeypatch):
     monkeypatch.setattr(slicer, "SCAN_SECONDS", 0.01)
-    key = client.put("/session/", files={"files": (NAME, scan)}).json()["session_id"]
+    key = open_session(client, upload)
     time.sleep(0.1)
     assert client.get(f"/session/{key}").status_code == 404
 
 
-def test_named_scan_is_predicted_once_and_not_replaced(client, scan, temporary):
+def test_named_scan_is_predicted_once_and_not_replaced(client, upload, temporary):
     send = "/datastore/?image=MRHead"
     ask = "/infer/lesionseg?image=MRHead"
     assert client.put(send, files={"file": ("a.zip", b"PK")}).status_code == 422
-    assert client.put(send, files={"file": (NAME, scan)}).json()["image"] == "MRHead"
-    repeated = client.put(send, files={"file": (NAME, scan)})
-    assert repeated.status_code == 409
+    assert client.put(send, files=upload).json()["image"] == "MRHead"
+    assert client.put(send, files=upload).status_code == 409
     assert "<td>409</td>" in client.get("/docs").text
     assert client.post(ask).status_code == 200
     assert client.post(ask).status_code == 404
     assert not list_files(temporary)
 
 
-def test_predicted_scans_do_not_displace_a_waiting_one(client, scan, monkeypatch):
+def test_predicted_scans_do_not_displace_a_waiting_one(client, upload, monkeypatch):
     monkeypatch.setattr(slicer, "MAX_SCANS", 2)
-    session = client.put("/session/", files={"files": (NAME, scan)}).json()["session_id"]
+    session = f"/session/{open_session(client, upload)}"
     for name in ("a", "b"):
-        client.put(f"/datastore/?image={name}", files={"file": (NAME, scan)})
+        client.put(f"/datastore/?image={name}", files=upload)
         assert client.post(f"/infer/lesionseg?image={name}").status_code == 200
-    assert client.get(f"/session/{session}").status_code == 200
-    client.put("/datastore/?image=c", files={"file": (NAME, scan)})
-    client.put("/datastore/?image=d", files={"file": (NAME, scan)})
-    assert client.get(f"/session/{session}").status_code == 404  # now the oldest of three
+    assert client.get(session).status_code == 200
+    client.put("/datastore/?image=c", files=upload)
+    client.put("/datastore/?image=d", files=upload)
+    assert client.get(session).status_code == 404  # now the oldest of three
 
 
 def make_uploads(*names):
@@ -475,11 +485,8 @@ def make_uploads(*names):
 
 def make_zip(*names):
     """Return a zip as the only file of a form. Its files contain their names."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in names:
-            archive.writestr(name, name)
-    return [UploadFile(io.BytesIO(buffer.getvalue()), filename="a.zip")]
+    zipped = zip_files({name: name for name in names})
+    return [UploadFile(io.BytesIO(zipped), filename="a.zip")]
 
 
 @pytest.mark.parametrize("make", [make_uploads, make_zip])
@@ -682,29 +689,25 @@ def test_process_that_was_killed_between_scans_starts_again(light_model):
     assert light_model.run(os.getpid) != pid
 
 
-def test_model_that_cannot_be_loaded_again_gives_status_503(client, scan, monkeypatch):
+def test_model_that_cannot_be_loaded_again_gives_status_503(client, upload, monkeypatch):
     def fail(_):
         raise BundleError("/models/a: no such folder.")
 
     monkeypatch.setattr(InThisProcess, "wait", fail)
     monkeypatch.setattr(InThisProcess, "status", "failed")
-    answer = client.post("/predict", files={"file": (NAME, scan)})
+    answer = client.post("/predict", files=upload)
     assert answer.status_code == 503
     assert "/models" not in answer.text
     health = client.get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "failed")
 
 
-def write_zeros(path, shape):
-    """Write a small compressed file with many voxels. Return its path."""
+def zeros(side):
+    """Return a small compressed file with many voxels."""
     head = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).header
-    head.set_data_shape(shape)
+    head.set_data_shape((side, side, side))
     head["vox_offset"] = 352
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(head.binaryblock + bytes(4))
-        for _ in range(shape[2]):
-            file.write(bytes(shape[0] * shape[1]))
-    return path
+    return gzip.compress(head.binaryblock + bytes(4 + side**3), compresslevel=1)
 
 
 START = "import sys; from lesionseg.cli.command import main; sys.exit(main(sys.argv[1:]))"
@@ -713,7 +716,7 @@ START = "import sys; from lesionseg.cli.command import main; sys.exit(main(sys.a
 @pytest.mark.slow  # processes that import torch
 @pytest.mark.skipif(sys.platform != "linux", reason="it lists processes in /proc")
 def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
-    plan, scan, tmp_path, repository
+    plan, upload, tmp_path, repository
 ):
     stalling = replace(plan, prepare_extra=({"_target_": "tests.pipeline.stall.Stall"},))
     write_bundle(tmp_path / "bundle", build_network(plan), stalling, "")
@@ -729,7 +732,7 @@ def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
         stderr=subprocess.PIPE,
         text=True,
     )
-    slow = write_zeros(tmp_path / "a.nii.gz", (LARGE, LARGE, LARGE)).read_bytes()
+    slow = {"file": ("a.nii.gz", zeros(LARGE))}
     address = f"http://127.0.0.1:{port}"
     with kill_after(server), httpx.Client(base_url=address, timeout=300) as client:
         for line in server.stderr:
@@ -740,13 +743,13 @@ def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
                 assert client.get("/health").json()["status"] == "ok"
                 break
         (child,) = children_of(server.pid)
-        stopped = client.post("/predict", files={"file": ("a.nii.gz", slow)})
-        healthy = client.post("/predict", files={"file": (NAME, scan)})
+        stopped = client.post("/predict", files=slow)
+        healthy = client.post("/predict", files=upload)
         assert (stopped.status_code, healthy.status_code) == (503, 200)
         assert not is_running(child)
         (child,) = children_of(server.pid)
         with pytest.raises(httpx.ReadTimeout):  # while the process prepares the scan
-            client.post("/predict", files={"file": ("a.nii.gz", slow)}, timeout=9)
+            client.post("/predict", files=slow, timeout=9)
         server.terminate()
         _, output = server.communicate(timeout=600)  # until no process can write to the pipe
     assert "Traceback" not in output

@@ -33,6 +33,11 @@ def root(tmp_path_factory):
     return folder
 
 
+def settings_of(more):
+    """Return the settings of a search with these overrides."""
+    return compose("tune", ["data.root=x", *more.split()])
+
+
 def search(root, folder, *more):
     """Run a small search and return its trials."""
     cfg = compose("tune", [f"data.root={root}", f"run_dir={folder}", *SMALL, *more])
@@ -103,9 +108,8 @@ PAIR = {"alpha": 0.25, "gamma": 2.0}
 
 def open_shared(folder, n_trials):
     """Open the study of a search as one of its processes does."""
-    cfg = compose("tune", ["data.root=x", "loss=focal"])
-    lock = FileLock(folder / "begin")
-    return SharedStudy(open_study(cfg, folder), folder, lock, n_trials, PAIR)
+    study = open_study(settings_of("loss=focal"), folder)
+    return SharedStudy(study, folder, FileLock(folder / "begin"), n_trials, PAIR)
 
 
 def propose(trial):
@@ -168,18 +172,14 @@ def test_interrupted_trial_does_not_count(tmp_path):
     ],
 )
 def test_pair_of_the_settings_is_tried_only_within_the_ranges(more, pair):
-    cfg = compose("tune", ["data.root=x", *more.split()])
-    assert configured_pair(cfg, "loss") == pair
+    assert configured_pair(settings_of(more), "loss") == pair
 
 
-def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
-    run_dir = tmp_path / "run"
-    cfg = compose("tune", [f"data.root={root}", "trainer.devices=[0]"])
-    save_config(run_dir, config_of(cfg))
-    other = compose("tune", [f"data.root={root}", "trainer.devices=[1]"])
-    check_config(run_dir, config_of(other))
+def test_processes_of_a_search_may_use_different_devices(tmp_path):
+    save_config(tmp_path, config_of(settings_of("trainer.devices=[0]")))
+    check_config(tmp_path, config_of(settings_of("trainer.devices=[1]")))
     with pytest.raises(ConfigError, match="seed"):
-        check_config(run_dir, config_of(compose("tune", [f"data.root={root}", "seed=1"])))
+        check_config(tmp_path, config_of(settings_of("seed=1")))
 
 
 @pytest.mark.parametrize(
@@ -195,13 +195,13 @@ def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
     ],
 )
 def test_searched_pair_and_next_command_belong_to_voxels_anchors_or_both(more, groups, options):
-    cfg = compose("tune", ["data.root=x", *more.split()])
+    cfg = settings_of(more)
     assert tuned_groups(cfg) == groups
     assert options_of_trials(cfg, groups) == options
 
 
 def test_hard_negatives_exclude_the_pair_of_anchors():
-    cfg = compose("tune", ["data.root=x", "model=retina_unet", "detection.hard_negatives=true"])
+    cfg = settings_of("model=retina_unet detection.hard_negatives=true")
     assert tuned_groups(cfg) == ("loss",)
 
 
@@ -217,6 +217,5 @@ def test_hard_negatives_exclude_the_pair_of_anchors():
     ],
 )
 def test_settings_without_a_pair_to_search_are_refused(more, words):
-    cfg = compose("tune", ["data.root=x", *more.split()])
     with pytest.raises(ConfigError, match=words):
-        check_tuning(cfg)
+        check_tuning(settings_of(more))

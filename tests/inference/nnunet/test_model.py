@@ -151,15 +151,6 @@ def test_model_of_nifti_pictures_uses_their_pixel_size(tmp_path, flat_axis, tran
     assert np.abs(found - expected.squeeze(1 + flat_axis)).max() < 2e-3
 
 
-def test_operating_point_accepts_candidates_of_an_nnunet_model(tmp_path):
-    folder = PLAIN.with_(n_folds=2).write(tmp_path)
-    predictor = Predictor(folder, device="cpu", operating_point="score:0.7")
-    found = predictor.predict_volume(make_volume(), "a")
-    assert found.candidates
-    assert found.mask().any()
-    assert all(c.accepted == (c.score >= 0.7) for c in found.candidates)
-
-
 def test_nnunet_model_saved_as_our_bundle_gives_the_same_probabilities(tmp_path):
     folder = PLAIN.with_(n_folds=2).write(tmp_path)
     volume = make_volume()
@@ -183,9 +174,6 @@ def test_empty_channel_of_earlier_lesions_does_not_prevent_detections(tmp_path):
     found = predictor.predict_volume(volume, "a")
     assert found.candidates
     assert "earlier is empty" in found.input.warning
-    volume.array[:] = 0
-    nothing = predictor.predict_volume(volume, "a")
-    assert (nothing.candidates, nothing.input.blank) == ((), ("T1", "earlier"))
 
 
 def write_zip(folder, *models, extra=None, depth=1):
@@ -245,8 +233,7 @@ def test_damaged_zip_is_an_error_that_names_the_file(tmp_path):
 def test_folds_are_all_numbered_folds_or_the_named_fold(tmp_path):
     folder = PLAIN.with_(n_folds=3).write(tmp_path)
     assert len(read_bundle(folder).networks) == 3
-    first = read_bundle(folder / "fold_1")
-    assert len(first.networks) == 1
+    assert len(read_bundle(folder / "fold_1").networks) == 1
     (folder / "fold_2").rename(folder / "fold_all")
     assert len(read_bundle(folder).networks) == 2
     assert bundle_digest(folder) != bundle_digest(folder / "fold_1")
