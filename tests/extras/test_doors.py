@@ -25,7 +25,7 @@ FREE = {"lesionseg.errors", "lesionseg.lazy", "lesionseg.version"}
 def names_from_outside(extra):
     """Return the names of the library that the modules of an extra import, by their homes."""
     taken = defaultdict(set)
-    for path in (ROOT / "lesionseg" / "extras" / extra).rglob("*.py"):
+    for path in (ROOT / "lesionseg/extras" / extra).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("lesionseg") for alias in node.names), path
@@ -80,8 +80,7 @@ def clone(tmp_path_factory):
     """Copy the files of the repository that tests need."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("lesionseg", "conf", "scripts", "tests", "docs", "examples", "benchmarks"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in [*ROOT.glob("*.toml"), *ROOT.glob("*.md"), *ROOT.glob("*.lock")]:
         shutil.copy(file, folder)
     return folder
@@ -105,8 +104,7 @@ def test_rest_works_without_an_extra(extra, clone, tmp_path):
         shutil.move(clone / name, tmp_path / name.replace("/", "-"))
     try:
         for arguments in commands:
-            environment = {**os.environ, "PYTHONPATH": str(clone)}
-            done = python(*arguments, cwd=clone, env=environment)
+            done = python(*arguments, cwd=clone, env={**os.environ, "PYTHONPATH": str(clone)})
             assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
             if "--help" in arguments:
                 assert f"  {extra:<9} is missing" in done.stdout

@@ -11,6 +11,7 @@ from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, CandidateRule
 from lesionseg.training.objective import make_objective
 from tests.models.plans import plan_of
+from tests.noise import noise
 
 ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
 SIDE = 16
@@ -42,8 +43,7 @@ class Cubes:
     """Numbered tiles of noise; every second one has two bright cubes, the lesions."""
 
     def __getitem__(self, number):
-        noise = torch.Generator().manual_seed(number)
-        image = torch.randn(1, SIDE, SIDE, SIDE, generator=noise)
+        image = noise(1, SIDE, SIDE, SIDE, seed=number)
         instances = torch.zeros(SIDE, SIDE, SIDE, dtype=torch.int32)
         if number % 2 == 0:
             instances[2:5, 3:6, 4:8] = 1

@@ -497,8 +497,7 @@ def pretend_cards(
         cached: bytes that the allocator of torch has reserved but not given out.
         numbers: False for tensors that only have a shape and take no memory.
     """
-    home = torch.device("cpu" if numbers else "meta")
-    cards = Cards(n_cards, bf16, free, cached, home)
+    cards = Cards(n_cards, bf16, free, cached, torch.device("cpu" if numbers else "meta"))
     lift = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         for name, function in _torch_cuda(cards).items():

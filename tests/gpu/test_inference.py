@@ -17,6 +17,7 @@ from lesionseg.models.build import build_network
 from tests.gpu.plans import card_plan
 from tests.gpu.pretend_cuda import pretend_cards
 from tests.inference.nnunet.small_models import SmallModel
+from tests.noise import noise
 
 MAX_WAITS_A_BATCH = 1  # for the boxes of all views of its tiles
 SHAPE = (20, 24, 32)
@@ -34,8 +35,7 @@ def predict(name, activation, device, flips=False):
     plan = card_plan(name, activation=activation)
     settings = InferenceConfig.of(precision="fp32", flips=flips)
     window = SlidingWindow([build_network(plan)], plan, settings, device=torch.device(device))
-    image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
-    store, boxes = window(image, body=EVERYWHERE)
+    store, boxes = window(noise(1, *SHAPE), body=EVERYWHERE)
     found = None if boxes is None else torch.cat([boxes.boxes, boxes.scores[:, None]], dim=1)
     return store.decode(store.values), found
 

@@ -44,7 +44,7 @@ def test_formula_is_near_the_count_for_several_labels_and_channels(loss):
 
 def read_table():
     """Return the rows of the table in benchmarks/notes/reliability.md, by model and memory."""
-    page = Path(__file__).resolve().parents[2] / "benchmarks" / "notes" / "reliability.md"
+    page = Path(__file__).resolve().parents[2] / "benchmarks/notes/reliability.md"
     cells = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
     rows = [c for c in cells if len(c) == 6 and c[0].strip("`") in ARCHITECTURES]
     return {(name.strip("`"), int(memory)): rest for name, memory, *rest in rows}

@@ -221,7 +221,7 @@ def test_plan_of_a_too_large_network_is_an_error_before_memory_is_allocated(
     write_bundle(tmp_path / "bundle", build_network(plan), plan, "# card\n")
     assert read_bundle(tmp_path / "bundle").plan == plan
     damaged = plan.with_(anchors=replace(anchors, **changes))
-    (tmp_path / "bundle" / "plan.json").write_text(damaged.to_json())
+    (tmp_path / "bundle/plan.json").write_text(damaged.to_json())
     with pytest.raises(BundleError, match="size mismatch"):
         read_bundle(tmp_path / "bundle")
 
@@ -243,7 +243,7 @@ def test_damaged_files_are_an_error(folder):
 
 def test_bundle_of_version_1_0_is_read_with_its_selection(folder):
     """Its plan.json also contains the selection."""
-    old = Path(__file__).parents[1] / "plan" / "plan_schema_1.json"
+    old = Path(__file__).parents[1] / "plan/plan_schema_1.json"
     plan = Plan.from_json(old.read_text("utf-8"))
     selection = Selection.from_json(old.read_text("utf-8"))
     write_bundle(folder, build_network(plan), plan, "# card\n")

@@ -97,7 +97,6 @@ def test_lesion_in_all_slices_of_a_fine_scan_has_probabilities_in_all_of_them(n_
 
 
 def test_probabilities_half_a_voxel_and_more_outside_the_grid_of_the_plan_are_zero():
-    grid = Geometry.from_spacing((2, 3, 3), (5.0, 1.0, 1.0))
-    found = restore(grid, unit_grid(16, 3, 3))
+    found = restore(Geometry.from_spacing((2, 3, 3), (5.0, 1.0, 1.0)), unit_grid(16, 3, 3))
     assert (found[:10] > 0.7).all()  # the grid ends at 7.5 mm, and half a voxel is 2.5 mm
     assert (found[10:] == 0).all()

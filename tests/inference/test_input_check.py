@@ -170,8 +170,7 @@ def test_features_of_training_scans_agree_with_1_and_of_their_negatives_with_min
     polarity = make_check(20, make_film, "film").polarities["film"]
     similarities = [polarity.similarity(own) for own in features]
     assert np.mean(similarities) == pytest.approx(1, abs=0.05)
-    negatives = [-polarity.similarity(turn(own)) for own in features]
-    assert negatives == pytest.approx(similarities)
+    assert [-polarity.similarity(turn(own)) for own in features] == pytest.approx(similarities)
     assert polarity.lowest > 0 >= polarity.limit
 
 
@@ -256,8 +255,6 @@ def test_implausible_spacing_is_an_error(plan, spacing_mm, words):
         check_extent(Geometry.from_spacing(SHAPE, spacing_mm), plan, "scan.nii")
 
 
-@pytest.mark.parametrize(
-    "spacing_mm", [(6.0, 0.3, 0.3), (0.05, 0.05, 0.05), (10.0, 10.0, 10.0)]
-)
+@pytest.mark.parametrize("spacing_mm", [(6.0, 0.3, 0.3), (0.05, 0.05, 0.05), (10.0, 10.0, 10.0)])
 def test_unusual_spacing_is_no_error(plan, spacing_mm):
     check_extent(Geometry.from_spacing((8, 8, 3), spacing_mm), plan, "scan.nii")

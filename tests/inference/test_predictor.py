@@ -45,8 +45,7 @@ BLOBS = (((6, 8, 7), 3.2, 90), ((15, 18, 9), 4.4, 110), ((12, 9, 23), 2.4, 75))
 
 def predictor_of(network, plan, selection=NO_SELECTION, **settings):
     """Return the predictor for a network in memory."""
-    bundle = Bundle((network,), plan, selection=selection)
-    return Predictor(bundle, trust=True, **settings)
+    return Predictor(Bundle((network,), plan, selection=selection), trust=True, **settings)
 
 
 @pytest.fixture
@@ -175,8 +174,7 @@ def test_radiograph_without_a_pixel_size_gets_that_of_the_training(
     if name == "x.dcm":
         write_dicom_file(tmp_path / name, image, DX, Modality="DX")
     else:
-        grid = unit_grid(*image.shape)
-        write_volume(tmp_path / name, Volume(image[None].astype(np.uint8), grid))
+        write_volume(tmp_path / name, Volume(image[None].astype(np.uint8), unit_grid(*image.shape)))
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
     flat = replace(flat, raster_mm=trained_at)
     predictor = predictor_of(Bright(), flat, pixel_mm=given)
@@ -344,7 +342,7 @@ def test_saved_mask_has_the_axes_of_the_file_of_the_scan(image, plan, tmp_path, 
     nib.save(scan, tmp_path / "P1_0000.nii.gz")
     prediction = predictor_of(Bright(), plan)(tmp_path / "P1_0000.nii.gz")
     prediction.save(tmp_path / name)
-    saved = nib.load(tmp_path / "out" / "P1_mask.nii.gz" if name == "out" else tmp_path / name)
+    saved = nib.load(tmp_path / "out/P1_mask.nii.gz" if name == "out" else tmp_path / name)
     assert np.array_equal(saved.affine, scan.affine)
     mask = np.asarray(saved.dataobj) > 0
     assert dice(mask, image.T > 150) > 0.9
@@ -354,8 +352,7 @@ def test_saved_mask_has_the_axes_of_the_file_of_the_scan(image, plan, tmp_path, 
 
 
 def test_mask_of_a_picture_is_saved_only_as_png(tmp_path):
-    grid = unit_grid(8, 9)
-    prediction = ScanPrediction("P1", grid, (), np.zeros((8, 9), np.int32))
+    prediction = ScanPrediction("P1", unit_grid(8, 9), (), np.zeros((8, 9), np.int32))
     with pytest.raises(OutputError, match="PNG"):
         prediction.save(tmp_path / "a.tif")
     prediction.save(tmp_path / "a.png")

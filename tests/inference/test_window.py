@@ -38,8 +38,7 @@ def test_network_with_a_weight_of_another_rank_predicts_channels_last(plan):
     network = Bright()
     network.level = nn.Parameter(torch.full((1, 1, 1, 1), 2.0))
     settings = InferenceConfig.of(precision="fp32")
-    last = torch.channels_last_3d
-    window = SlidingWindow((network,), plan, settings, memory_format=last)
+    window = SlidingWindow((network,), plan, settings, memory_format=torch.channels_last_3d)
     found = slide(network, image, plan, window)
     torch.testing.assert_close(found, slide(network, image, plan), **HALF)
 

@@ -33,5 +33,5 @@ def write_cases(root, cases, n_ill):
         truth = np.zeros(GRID.shape, np.uint8)
         if k < n_ill:
             truth[3:6, 4:10, 4:10] = truth[8:9, 20:22, 20:22] = 1
-        write_scan(root / "scans" / f"{case}.nii.gz", GRID, seed=k)
-        write_array(root / "masks" / f"{case}.nii.gz", truth, GRID)
+        write_scan(root / f"scans/{case}.nii.gz", GRID, seed=k)
+        write_array(root / f"masks/{case}.nii.gz", truth, GRID)

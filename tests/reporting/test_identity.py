@@ -33,8 +33,8 @@ TRAINED = {
 def trained_run(tmp_path):
     """Write a run directory with a bundle. Its weights cannot be read, only their digest."""
     folder = tmp_path / "run"
-    write_json(folder / "bundle" / "plan.json", {"architecture": {"name": "unet"}})
-    (folder / "bundle" / "weights.safetensors").write_bytes(b"weights")
+    write_json(folder / "bundle/plan.json", {"architecture": {"name": "unet"}})
+    (folder / "bundle/weights.safetensors").write_bytes(b"weights")
     write_json(folder / "splits.json", {"roles": {"a": "train", "b": "train", "c": "validation"}})
     write_json(folder / "scores.json", {"provenance": TRAINED})
     return folder
@@ -62,7 +62,7 @@ def test_evaluation_in_a_run_directory_is_not_attributed_to_its_model(trained_ru
 
 
 def test_unreadable_bundle_leaves_the_digest_unknown(trained_run):
-    (trained_run / "bundle" / "plan.json").write_text("{}")
+    (trained_run / "bundle/plan.json").write_text("{}")
     assert read_identity(trained_run, Provenance(training_steps=1)).bundle == ""
 
 
@@ -74,10 +74,9 @@ def evaluate_masks(root, prediction):
 def write_case(root, folder):
     hand = CASES["three_axes"]
     prediction = make_prediction(hand)
-    path = root / "masks" / "three_axes.nii.gz"
+    path = root / "masks/three_axes.nii.gz"
     write_array(path, make_reference(hand).instances, prediction.geometry)
-    point = OperatingPoint("score:0.5", 0.5)
-    write_prediction(folder, replace(prediction, operating_point=point))
+    write_prediction(folder, replace(prediction, operating_point=OperatingPoint("score:0.5", 0.5)))
 
 
 def test_evaluate_records_date_dataset_and_predicting_model(tmp_path, trained_run):
@@ -85,10 +84,10 @@ def test_evaluate_records_date_dataset_and_predicting_model(tmp_path, trained_ru
     found = evaluate_masks(tmp_path, tmp_path / "found")
     assert len(found.date) == len("2026-01-31")
     assert (found.dataset, found.bundle) == ("masks in masks", "")
-    (tmp_path / "found" / "predictions.csv").write_text("case,bundle\nthree_axes,0123\n")
+    (tmp_path / "found/predictions.csv").write_text("case,bundle\nthree_axes,0123\n")
     assert evaluate_masks(tmp_path, tmp_path / "found").bundle == "0123"
-    write_case(tmp_path, trained_run / "test" / "predictions")
-    found = evaluate_masks(tmp_path, trained_run / "test" / "predictions")
+    write_case(tmp_path, trained_run / "test/predictions")
+    found = evaluate_masks(tmp_path, trained_run / "test/predictions")
     assert found.bundle == bundle_digest(trained_run / "bundle")
     assert (found.training_patients, found.training_scans) == (12, 20)
 

@@ -69,8 +69,7 @@ def test_long_table_of_scans_is_cut_in_the_pdf_alone(study, tmp_path, documents,
     monkeypatch.setattr("lesionseg.reporting.write.MAX_PRINTED", 3)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "5")
     page = draw_report(study, tmp_path).read_text(encoding="utf-8")
-    text = check_pages(documents[0])
-    assert "Scan by scan (the first 3 of 4)" in text
+    assert "Scan by scan (the first 3 of 4)" in check_pages(documents[0])
     table = page.partition("Scan by scan</summary>")[2].partition("</table>")[0]
     assert [CASE.format(k) in table for k in range(4)] == [True] * 4
     assert os.environ["SOURCE_DATE_EPOCH"] == "5"  # not changed for the rest of the program

@@ -82,8 +82,7 @@ def test_preview_has_a_row_of_planes_per_accepted_candidate(tmp_path, n_accepted
     assert (n_orange(pixels) > 100) == (n_accepted > 0)
     for row in range(n_rows if n_accepted else 0):  # the candidate is in the middle of its planes
         for plane in range(3):
-            middle = pixels[row * side :, plane * side :][70:280, 70:280]
-            assert n_orange(middle) > 20, (row, plane)
+            assert n_orange(pixels[row * side :, plane * side :][70:280, 70:280]) > 20, (row, plane)
 
 
 def test_preview_of_a_picture_shows_its_colours_and_the_whole_image(tmp_path):

@@ -175,8 +175,7 @@ def test_models_are_compared_if_a_prediction_of_one_could_not_be_scored(study, t
     evaluate(study / "masks", tmp_path / "one", out, evaluated_on="test", compare=other)
     assert "on the 3 scans that were scored for both" in write(out, tmp_path / "page")
     # the differences are those to `compare=` of evaluate
-    text = write(out, tmp_path / "page", compare=study / "scores")
-    assert "scored for both" not in text
+    assert "scored for both" not in write(out, tmp_path / "page", compare=study / "scores")
 
 
 def test_page_shows_both_programs_with_their_limits(study, tmp_path):
@@ -194,7 +193,7 @@ def test_page_shows_both_programs_with_their_limits(study, tmp_path):
     text = write(out, tmp_path / "page")
     assert [word for word in shown if f">{word}</t" not in text] == []
     # scores of an earlier version have no names of programs
-    for path in (out / "scores.json", out / "compare" / "scores.json"):
+    for path in (out / "scores.json", out / "compare/scores.json"):
         content = read_json(path)
         del content["programs"]
         write_json(path, content)
@@ -255,7 +254,7 @@ def test_wrong_adjudication_table_is_an_error_before_any_file_changes(study, tmp
 
 
 def test_viewer_pages_of_an_earlier_report_are_removed(study, tmp_path):
-    page = tmp_path / "viewer" / "P0.html"
+    page = tmp_path / "viewer/P0.html"
     page.parent.mkdir()
     page.touch()
     write(study / "scores", tmp_path)

@@ -60,7 +60,7 @@ def write_films(root, lesions=LESIONS, markings=MARKINGS, names=("nodule", "mass
     rng = np.random.default_rng(0)
     for number, (case, boxes) in enumerate(lesions.items(), 1):
         pixels = rng.integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "images" / f"{case}.png")
+        Image.fromarray(pixels).save(root / f"images/{case}.png")
         images.append({"id": number, "file_name": f"{case}.png", "width": WIDTH, "height": HEIGHT})
         for label, *box in boxes:
             own = {"id": len(annotations) + 1, "image_id": number}
@@ -77,13 +77,12 @@ def write_films(root, lesions=LESIONS, markings=MARKINGS, names=("nodule", "mass
 
 def evaluate_films(root):
     """Evaluate the predictions of films. Return the tables of the report."""
-    evaluate(root / "data", root / "data" / "found", root / "scores")
+    evaluate(root / "data", root / "data/found", root / "scores")
     return read_evaluation(root / "scores", identifiers=True)
 
 
 def open_picture(scene):
-    content = draw_picture(scene).partition(",")[2]
-    return Image.open(io.BytesIO(base64.b64decode(content)))
+    return Image.open(io.BytesIO(base64.b64decode(draw_picture(scene).partition(",")[2])))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def page(study):
         study / "page",
         images=study / "data",
         reference=study / "data",
-        prediction=study / "data" / "found",
+        prediction=study / "data/found",
         options=ReportSection.of(identifiers=True, pdf=False),
     )
     return path.read_text(encoding="utf-8")
@@ -211,8 +210,7 @@ def test_text_of_a_lesion_is_above_its_box_and_that_of_a_marking_below():
 def test_large_films_become_small_pictures_and_keep_their_colours():
     green = np.zeros((3, 2000, 1000), dtype=np.uint8)
     green[1] = 200
-    grid = unit_grid(2000, 1000)
-    picture = open_picture(Scene(green[0], grid, colours=green))
+    picture = open_picture(Scene(green[0], unit_grid(2000, 1000), colours=green))
     assert picture.size == (MAX_SIDE // 2, MAX_SIDE)
     red, level, blue = np.asarray(picture)[10, 15]
     assert level > 190

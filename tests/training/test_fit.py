@@ -48,11 +48,11 @@ def column(tmp_path):
 
 
 def last_checkpoint(run_dir):
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
 
 
 def change_checkpoint(run_dir, **values):
-    torch.save(last_checkpoint(run_dir) | values, run_dir / "checkpoints" / "last.ckpt")
+    torch.save(last_checkpoint(run_dir) | values, run_dir / "checkpoints/last.ckpt")
 
 
 def test_metrics_csv_has_terms_positives_and_gradient_shares(train, column):
@@ -70,7 +70,7 @@ class KeepCheckpoint(pl.Callback):
     """A callback that copies the checkpoint of step 4 and stops the training at step 7."""
 
     def __init__(self, run_dir):
-        self.last = run_dir / "checkpoints" / "last.ckpt"
+        self.last = run_dir / "checkpoints/last.ckpt"
         self.kept = run_dir / "kept.ckpt"
 
     def on_train_batch_start(self, trainer, pl_module, *_):
@@ -114,7 +114,7 @@ def test_finished_training_is_kept_and_refused_for_another_network(train, make_p
 def test_checkpoint_is_written_after_its_row(train, tmp_path, checkpoint_every_step, monkeypatch):
     class Watched(History):
         def log_metrics(self, metrics, step):
-            if (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
+            if (tmp_path / "run/checkpoints/last.ckpt").is_file():
                 steps.append((step, last_checkpoint(tmp_path / "run")["global_step"]))
             super().log_metrics(metrics, step)
 
@@ -122,7 +122,7 @@ def test_checkpoint_is_written_after_its_row(train, tmp_path, checkpoint_every_s
     steps = []
     train(max_steps=5, log_every_n_steps=1)
     assert steps == [(1, 1), (2, 2), (3, 3), (4, 4)]  # row n belongs to step n + 1
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_row_that_lightning_repeats_at_the_end_is_left_out(tmp_path):
@@ -140,7 +140,7 @@ def test_row_that_lightning_repeats_at_the_end_is_left_out(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"loss,st", b"step\n\xff\n"])
 def test_training_resumes_if_its_metrics_are_damaged(train, tmp_path, column, caplog, content):
     train(max_steps=2, log_every_n_steps=1)
-    (tmp_path / "run" / "metrics.csv").write_bytes(content)
+    (tmp_path / "run/metrics.csv").write_bytes(content)
     train(max_steps=4, log_every_n_steps=1)
     assert column("step") == [2, 3]
     assert "cannot be read" in caplog.text
@@ -148,7 +148,7 @@ def test_training_resumes_if_its_metrics_are_damaged(train, tmp_path, column, ca
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
 def test_checkpoint_that_is_damaged_or_lacks_its_step_is_an_error(train, tmp_path, content):
-    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path = tmp_path / "run/checkpoints/last.ckpt"
     path.parent.mkdir(parents=True)
     torch.save({"minutes": 1.0, "skipped": 0, "state_dict": {}}, path)
     if content is not None:
@@ -271,7 +271,7 @@ def test_weights_of_the_best_score_are_kept(train, tmp_path, scores, error, step
         validate=lambda _: {"score": next(remaining), "score_error": error},
         validate_every_minutes=1e-9,
     )
-    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
     assert best["global_step"] == step
 
 

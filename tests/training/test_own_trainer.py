@@ -30,8 +30,7 @@ def fit_module(folder, plan, tiles, cfg, ckpt_path=None, **options):
 
 
 def test_module_under_lightning_trains_like_fit(train, make_plan, squares, tmp_path):
-    plain = make_config(max_steps=6)
-    module = fit_module(tmp_path, make_plan(), squares(), plain)
+    module = fit_module(tmp_path, make_plan(), squares(), make_config(max_steps=6))
     assert module.global_step == 6  # limited by the settings
     ours = train(max_steps=6, gradient_clip_val=1e9)
     torch.testing.assert_close(weights(module.network), weights(ours.network))
@@ -42,7 +41,7 @@ def test_training_resumed_by_lightning_ends_with_identical_weights(make_plan, sq
     calm = fit_module(*given)
     save = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1)
     fit_module(*given, callbacks=[save], max_steps=3)
-    resumed = fit_module(*given, ckpt_path=tmp_path / "kept" / "epoch=0-step=3.ckpt")
+    resumed = fit_module(*given, ckpt_path=tmp_path / "kept/epoch=0-step=3.ckpt")
     assert resumed.global_step == 6
     assert torch.equal(weights(resumed.network), weights(calm.network))
 

@@ -81,8 +81,7 @@ def test_resumed_training_validates_at_the_same_steps(
     assert steps_of_validations(tmp_path / "killed", PullsThePlug(7)) == [4]
     assert steps_of_validations(tmp_path / "killed") == [8, 12]
     calm = read(tmp_path / "calm", "last.ckpt")
-    killed = read(tmp_path / "killed", "last.ckpt")
-    assert calm["minutes"] == pytest.approx(killed["minutes"])
+    assert calm["minutes"] == pytest.approx(read(tmp_path / "killed", "last.ckpt")["minutes"])
 
 
 def test_validation_just_before_a_kill_is_not_forgotten(train, tmp_path, checkpoint_every_step):
@@ -104,14 +103,14 @@ def test_moved_run_keeps_its_best_score(train_and_score, tmp_path):
 
 def test_without_the_best_weights_later_ones_are_kept(train_and_score, tmp_path):
     train_and_score(1, 0.8)
-    (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
+    (tmp_path / "run/checkpoints/best.ckpt").unlink()
     train_and_score(2, 0.4)
     assert read_best(tmp_path / "run")["global_step"] == 2
 
 
 def test_training_that_starts_again_forgets_the_best_weights(train_and_score, tmp_path):
     train_and_score(1, 0.8)
-    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    (tmp_path / "run/checkpoints/last.ckpt").unlink()
     again = train_and_score(2, float("nan"))  # is never the best score
     last = read(tmp_path / "run", "last.ckpt")["state_dict"]
     kept = [value.flatten() for name, value in last.items() if "network" in name]
@@ -124,7 +123,7 @@ def test_best_weights_that_are_damaged_or_of_another_network_are_named(
     train_and_score, tmp_path, steps, is_damaged
 ):
     train_and_score(1, 0.8)
-    path = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    path = tmp_path / "run/checkpoints/best.ckpt"
     best = read_best(tmp_path / "run")
     best["state_dict"].popitem()
     torch.save(best, path)

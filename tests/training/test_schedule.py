@@ -44,8 +44,7 @@ def test_learning_rate_is_scaled_by_all_tiles_of_a_step(
     make_plan, dims, batch, world, name, factor
 ):
     plan = make_plan(batch_size=batch).with_(dims=dims)
-    cfg = TrainConfig.of(optim={"name": name, "lr": 1.0})
-    module = make_module(plan, cfg, torch.nn.PReLU())
+    module = make_module(plan, TrainConfig.of(optim={"name": name, "lr": 1.0}), torch.nn.PReLU())
     module.trainer = SimpleNamespace(
         world_size=world, accumulate_grad_batches=1, precision="32-true"
     )

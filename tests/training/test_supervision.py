@@ -18,8 +18,7 @@ from tests.gpu.plans import card_config, card_plan
 def make_targets(labels, valid=None):
     labels = torch.as_tensor(labels, dtype=torch.uint8)[None]
     valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid[None]
-    batch = {"labels": labels, "instances": labels.int() * 7, "valid": valid}
-    return LevelTargets.of(batch)
+    return LevelTargets.of({"labels": labels, "instances": labels.int() * 7, "valid": valid})
 
 
 def test_lesion_of_one_voxel_is_kept_at_a_coarse_level():
@@ -58,8 +57,7 @@ def test_lesion_of_a_block_of_regions_is_the_highest(dtype):
 
 @pytest.mark.parametrize("stride", [(2, 4), (1, 2), (1, 1)])
 def test_coarse_labels_are_the_highest_of_their_block(stride):
-    noise = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 4, (8, 8), generator=noise)
+    labels = torch.randint(0, 4, (8, 8), generator=torch.Generator().manual_seed(0))
     coarse = coarsen(make_targets(labels), stride).labels[0]
     sy, sx = stride
     assert coarse.tolist() == labels.reshape(8 // sy, sy, 8 // sx, sx).amax((1, 3)).tolist()

@@ -56,7 +56,6 @@ def test_workers_are_limited_by_memory(
     monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
     if memory_mb is not None:  # of a job
         monkeypatch.setattr(tile_stream, "default_budget", lambda: memory_mb * 10**6)
-    plan = make_plan().with_(tile_shape=(side, side))
-    assert count_workers(8, plan, "cpu") == n_workers
+    assert count_workers(8, make_plan().with_(tile_shape=(side, side)), "cpu") == n_workers
     assert ("0.06 GB" in caplog.text) == (n_workers < 8)
     assert ("--shm-size" in caplog.text) == (n_workers < 8 and memory_mb is None)

@@ -84,7 +84,7 @@ def _make_network(plan, seed=0):
 @pytest.fixture
 def bundle(tmp_path, plan):
     two = _make_plan(plan, 3, 2, "sigmoid")
-    write_bundle(tmp_path / "run" / "bundle", _make_network(two), two, "# the card\n")
+    write_bundle(tmp_path / "run/bundle", _make_network(two), two, "# the card\n")
     return tmp_path / "run"
 
 
@@ -183,8 +183,7 @@ class Certain(nn.Module):
 
 def test_onnx_of_large_logits_equals_the_bundle(tmp_path, plan):
     certain = Bundle((Certain(),), _make_plan(plan, 3, 1, "sigmoid"))
-    run = write_onnx(tmp_path / "model.onnx", trace(certain))
-    assert largest_difference(certain, run) < 1e-5
+    assert largest_difference(certain, write_onnx(tmp_path / "model.onnx", trace(certain))) < 1e-5
 
 
 class Rare(nn.Module):
@@ -250,7 +249,7 @@ def _run_monai(root, bundle, *files, overlap=0.0):
     with mock.patch("lesionseg.inference.predictor.find_body", return_value=None):
         own = predictor.probabilities(predictor.read(CaseFiles("a", files)))
     assert own.std() > 0.05
-    found = np.asarray(nibabel.load(root / "out" / f"{name}_prob.nii.gz").dataobj)
+    found = np.asarray(nibabel.load(root / f"out/{name}_prob.nii.gz").dataobj)
     return found.T.reshape(own.shape), read_volume(mask), own
 
 
@@ -272,7 +271,7 @@ def test_printed_command_of_monai_runs_as_it_is(bundle, tmp_path, rng, monkeypat
     command = export(bundle, name, format="monai").next
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / name / "eval" / "a_0000_mask.nii.gz").is_file()
+    assert (tmp_path / name / "eval/a_0000_mask.nii.gz").is_file()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +284,7 @@ def test_printed_command_of_monai_runs_as_it_is(bundle, tmp_path, rng, monkeypat
 def test_monai_bundle_gives_our_probabilities(
     bundle, tmp_path, rng, affine, shape, overlap, largest, mean
 ):
-    files = [tmp_path / "images" / f"a_000{c}.nii.gz" for c in range(2)]
+    files = [tmp_path / f"images/a_000{c}.nii.gz" for c in range(2)]
     for file in files:
         write_array(file, _make_scan(rng, shape), Geometry(shape, affine))
     found, mask, own = _run_monai(tmp_path, bundle, *files, overlap=overlap)
@@ -309,7 +308,7 @@ def test_monai_bundle_calibrates_voxels_and_reads_nan_as_we_do(plan, tmp_path, r
     image = _make_scan(rng, (32, 32, 48))
     if has_nan:
         image[image == 0] = np.nan
-    file = tmp_path / "images" / "a.nii"
+    file = tmp_path / "images/a.nii"
     write_array(file, image, Geometry(image.shape, SAR))
     found, mask, own = _run_monai(tmp_path, tmp_path / "bundle", file)
     np.testing.assert_allclose(found, own, atol=2e-3)
@@ -332,7 +331,7 @@ def test_monai_bundle_for_radiographs_gives_our_probabilities(
 ):
     flat = _make_plan(plan, 2, 1, "softmax").with_(**changes)
     write_bundle(tmp_path / "bundle", _make_network(flat), flat, "")
-    file = tmp_path / "images" / "x.png"
+    file = tmp_path / "images/x.png"
     write_array(file, np.clip(_make_scan(rng, shape), 0, 255).astype(np.uint8))
     _check_picture(tmp_path, file, border)
 
@@ -358,7 +357,7 @@ def test_monai_bundle_reads_pictures_in_colour_as_we_do(plan, tmp_path, rng, n_c
     write_bundle(tmp_path / "bundle", _make_network(flat), flat, "")
     colours = np.clip(_make_scan(rng, (3, 32, 48)), 0, 255).astype(np.uint8)
     colours[0] = 255 - colours[0]  # red differs from the brightness
-    file = tmp_path / "images" / "photo.png"
+    file = tmp_path / "images/photo.png"
     file.parent.mkdir()
     Image.fromarray(np.moveaxis(colours, 0, -1)).save(file)
     _check_picture(tmp_path, file)

@@ -26,9 +26,9 @@ def test_onnx_gives_the_mean_logits_of_all_folds(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     folder = model.write(tmp_path / "results")
     assert export(folder, tmp_path / "out").difference < 1e-4
-    note = read_json(tmp_path / "out" / "model.json")
+    note = read_json(tmp_path / "out/model.json")
     assert note["output"]["shape"] == ["batch", 2, *model.patch]
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"))
     tiles = np.random.default_rng(0).normal(size=(3, 1, *model.patch)).astype(np.float32)
     (logits,) = session.run(None, {"image": tiles})
     with torch.no_grad():
@@ -47,7 +47,7 @@ def write_validated_model(tmp_path, mirror_axes=(0, 1, 2)):
     for i in range(24):
         p = blobs(SHAPE, (first, 3, 0.5 + i / 60), (false, 3, 0.1 + i / 50))
         write_outputs(model / f"fold_{i % 2}" / "validation", f"P{i}", softmax_of(p), p > 0.5)
-        write_array(tmp_path / "labels" / f"P{i}.nii.gz", boxes(SHAPE, (*first, 3)))
+        write_array(tmp_path / f"labels/P{i}.nii.gz", boxes(SHAPE, (*first, 3)))
     return model, tmp_path / "labels"
 
 
@@ -61,7 +61,7 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path):
         operating_point="fp_per_case:0.5",
     )
     # nnU-Net validates with mirrored views
-    card = (tmp_path / "out" / "bundle" / "README.md").read_text()
+    card = (tmp_path / "out/bundle/README.md").read_text()
     assert "inference.flips=true" in outcome.next
     assert "inference.flips=true" in card
     assert "out-of-fold" in card
@@ -81,10 +81,9 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path):
 def test_fold_without_mirroring_has_points_of_its_own_validation_and_needs_no_flips(tmp_path):
     model, labels = write_validated_model(tmp_path, mirror_axes=None)
     outcome = export(model / "fold_1", tmp_path / "out", format="bundle", reference=labels)
-    first = bundle_selection(tmp_path / "out").operating_points[0]
-    assert first.chosen_on == "out-of-fold"
+    assert bundle_selection(tmp_path / "out").operating_points[0].chosen_on == "out-of-fold"
     assert "flips" not in outcome.next
-    assert "flips" not in (tmp_path / "out" / "bundle" / "README.md").read_text()
+    assert "flips" not in (tmp_path / "out/bundle/README.md").read_text()
 
 
 def test_export_without_validation_or_of_another_format_is_refused(tmp_path):
@@ -98,7 +97,7 @@ def test_export_without_validation_or_of_another_format_is_refused(tmp_path):
     for setting in ({"operating_point": "best_f1"}, {"group": "(.)"}):
         refuse("need format=bundle reference=", format="bundle", **setting)
     refuse("reference= needs format=bundle", reference=labels)
-    for file in (model / "fold_0" / "validation").glob("*.npz"):
+    for file in (model / "fold_0/validation").glob("*.npz"):
         file.unlink()
     refuse("--val --npz", format="bundle", reference=labels)
     for folder in model.glob("fold_*/validation"):
@@ -112,13 +111,13 @@ def test_export_does_not_replace_a_bundle_that_was_trained(tmp_path, plan):
     model = SmallModel().write(tmp_path / "results")
     export(model, tmp_path / "out", format="bundle")
     export(model, tmp_path / "out", format="bundle")  # an earlier export is replaced
-    write_bundle(tmp_path / "trained" / "bundle", build_network(plan), plan, "the card")
+    write_bundle(tmp_path / "trained/bundle", build_network(plan), plan, "the card")
     (tmp_path / "running").mkdir()
-    (tmp_path / "running" / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "running/config.yaml").write_text("seed: 0\n")
     for name in ("trained", "running"):
         with pytest.raises(OutputError, match="trained model"):
             export(model, tmp_path / name, format="bundle")
-    assert (tmp_path / "trained" / "bundle" / "README.md").read_text() == "the card"
+    assert (tmp_path / "trained/bundle/README.md").read_text() == "the card"
 
 
 def test_bundle_of_a_network_that_nnunet_did_not_train_is_not_exported_again(tmp_path, plan):

@@ -140,8 +140,7 @@ def test_size_error_of_a_box_equals_that_of_random_places():
     for confidence, z in ((0.95, 1.96), (0.99, 2.576)):
         rule = ChangeRule(confidence=confidence)
         (change,) = find_changes("a", make_visit(found), make_visit(found), rule)
-        smallest = z * np.sqrt(2) * error / 1000
-        assert change.smallest_change_ml == pytest.approx(smallest, rel=1e-3)
+        assert change.smallest_change_ml == pytest.approx(z * np.sqrt(2) * error / 1000, rel=1e-3)
 
 
 def test_changes_on_radiographs_have_diameters_and_no_volumes():

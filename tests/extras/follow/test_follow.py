@@ -68,7 +68,7 @@ def follow_visits(root, after="after", *, has_images=False, **settings):
 def follow_folders(root, **settings):
     """Return the rows of the changes."""
     follow_visits(root, **settings)
-    return read_csv(root / "out" / "changes.csv")
+    return read_csv(root / "out/changes.csv")
 
 
 def follow_table(table, **settings):
@@ -77,18 +77,18 @@ def follow_table(table, **settings):
 
 def pairs_of(root):
     """Return the rows of pairs.csv by case."""
-    return {row["case"]: row for row in read_csv(root / "out" / "pairs.csv")}
+    return {row["case"]: row for row in read_csv(root / "out/pairs.csv")}
 
 
 def page_of(root):
-    return (root / "out" / "follow.html").read_text(encoding="utf-8")
+    return (root / "out/follow.html").read_text(encoding="utf-8")
 
 
 def test_changes_pairs_and_rule_are_written(visits, caplog):
     write_cubes(visits / "after", "c")
     outcome = follow_visits(visits)
     assert "one visit only: c" in caplog.text
-    rows = read_csv(visits / "out" / "changes.csv")
+    rows = read_csv(visits / "out/changes.csv")
     names = "case", "state", "lesion_before_1", "lesion_after_1"
     found = [tuple(row[name] for name in names) for row in rows]
     assert found == [("a", "new", "", "2"), ("a", "stable", "1", "1")]
@@ -96,20 +96,19 @@ def test_changes_pairs_and_rule_are_written(visits, caplog):
     pairs = pairs_of(visits)
     assert {case: row["new"] for case, row in pairs.items()} == {"a": "1", "b": "0"}
     assert {row["registered"] for row in pairs.values()} == {"headers"}
-    assert not (visits / "out" / "scores.json").exists()
+    assert not (visits / "out/scores.json").exists()
     assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
     follow_visits(visits, reference=visits / "reference")
-    scores = read_scores(visits / "out" / "scores.json")
+    scores = read_scores(visits / "out/scores.json")
     assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (1, 1, 0)
 
 
 def test_page_counts_new_lesion_that_is_too_thin_to_be_sure(visits):
     thin = np.zeros(SHAPE, dtype=np.uint8)
     thin[5, 2:20, 2:20] = 1
-    write_array(visits / "after" / "b.nii.gz", thin, GRID)
+    write_array(visits / "after/b.nii.gz", thin, GRID)
     follow_visits(visits)
-    page = page_of(visits)
-    assert "1 new, 1 new or gone but too thin to be sure; 1 lesion stable" in page
+    assert "1 new, 1 new or gone but too thin to be sure; 1 lesion stable" in page_of(visits)
 
 
 def test_operating_point_allows_the_stated_rate_on_stable_pairs(visits):
@@ -127,7 +126,7 @@ def test_operating_point_allows_the_stated_rate_on_stable_pairs(visits):
 
 def test_scores_are_not_optimistic_if_no_stable_pair_is_scored(visits, caplog):
     follow_folders(visits, stable="b", reference=visits / "reference")
-    assert not read_scores(visits / "out" / "scores.json").is_point_chosen_here
+    assert not read_scores(visits / "out/scores.json").is_point_chosen_here
     assert "too optimistic" not in caplog.text
 
 
@@ -136,7 +135,7 @@ def test_visits_on_different_grids_are_matched_by_their_headers(visits):
     fine = np.kron(boxes(SHAPE, OLD), np.ones((2, 2, 2), np.uint8))[2:]
     affine = GRID.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
     affine[:3, 3] += GRID.affine[:3, :3] @ [0.75, -0.25, -0.25]
-    write_array(visits / "fine" / "a.nii.gz", fine, Geometry(fine.shape, affine))
+    write_array(visits / "fine/a.nii.gz", fine, Geometry(fine.shape, affine))
     (row,) = follow_folders(visits, after="fine", register="headers")
     assert row["state"] == "stable"
     assert float(row["volume_after_ml"]) == pytest.approx(float(row["volume_before_ml"]))
@@ -148,7 +147,7 @@ def test_earlier_lesion_outside_the_later_scan_does_not_shift_the_others(tmp_pat
     shift[0, 3] = 8  # the later scan begins eight slices higher
     small = Geometry(SHAPE, large.affine @ shift)
     drawn = boxes(large.shape, (1, 2, 2, 5), (12, 2, 2, 5))
-    write_array(tmp_path / "before" / "a.nii.gz", drawn, large)
+    write_array(tmp_path / "before/a.nii.gz", drawn, large)
     write_cubes(tmp_path / "after", "a", (4, 2, 2, 5), geometry=small)
     (row,) = follow_folders(tmp_path)
     assert (row["state"], row["lesion_before_1"], row["lesion_after_1"]) == ("stable", "2", "1")
@@ -185,8 +184,7 @@ def test_scans_with_contradicting_headers_are_registered_and_drawn(tmp_path):
     assert pair["registered"] == "rigid"
     assert float(pair["foreground_dice"]) > 0.9
     page = page_of(tmp_path)
-    n_shown = sum(row["accepted"] == "true" for row in rows)
-    assert page.count("data:image/jpeg") == n_shown > 0
+    assert page.count("data:image/jpeg") == sum(row["accepted"] == "true" for row in rows) > 0
     assert "simulated_000" not in page
     follow_folders(tmp_path, has_images=True, register="headers", identifiers=True)
     assert "simulated_000" in page_of(tmp_path)
@@ -199,14 +197,14 @@ def test_a_poor_registration_is_refused(tmp_path):
     block = np.zeros(settings.shape, dtype=np.float32)
     block[7:9, 4:28, 14:18] = 100
     grid = Geometry.from_spacing(settings.shape, settings.spacing_mm)
-    write_array(tmp_path / "after_images" / "simulated_000.nii.gz", block, grid)
+    write_array(tmp_path / "after_images/simulated_000.nii.gz", block, grid)
     with pytest.raises(GeometryError, match="registration is poor"):
         follow_folders(tmp_path, has_images=True, register="rigid")
 
 
 def write_damaged_mask(root):
     write_cubes(root / "before", "c", OLD)
-    (root / "after" / "c.nii.gz").write_bytes(b"damaged")
+    (root / "after/c.nii.gz").write_bytes(b"damaged")
 
 
 def write_other_names(root):
@@ -289,16 +287,15 @@ def test_labels_may_differ_if_no_lesion_is_at_the_same_place(visits):
 
 def test_visits_of_equal_shape_may_have_other_spacings(visits):
     for folder, spacing in (("before", (2, 1, 1)), ("after", (2, 1.2, 1.2))):
-        grid = Geometry.from_spacing(SHAPE, spacing)
-        write_cubes(visits / folder, "c", OLD, geometry=grid)
+        write_cubes(visits / folder, "c", OLD, geometry=Geometry.from_spacing(SHAPE, spacing))
     outcome = follow_visits(visits)
     assert (outcome.n_pairs, outcome.exit_status) == (3, 0)
 
 
 def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):
     for case in ("c", "d"):
-        write_cubes(visits / "values" / "before", case, OLD, value=255)
-        write_cubes(visits / "values" / "after", case, OLD)
+        write_cubes(visits / "values/before", case, OLD, value=255)
+        write_cubes(visits / "values/after", case, OLD)
     with pytest.raises(DatasetError, match=r"(?s)Case c: .*Case d: "):
         follow_folders(visits / "values")
     assert "different labels" not in caplog.text
@@ -355,7 +352,7 @@ def test_dicom_report_contains_states_and_both_volumes(hd, tmp_path):
         mask[3:, 1:, 3:] |= visit == "after"
         write_series_and_mask(tmp_path, visit, "P1", mask)
     follow_folders(tmp_path, has_images=True)
-    path = tmp_path / "out" / "P1_scan_sr.dcm"
+    path = tmp_path / "out/P1_scan_sr.dcm"
     states, comment = read_report(hd, path)
     assert states == ["New", "Stable"]
     assert "Gone since: 0.009 ml." in comment
@@ -378,7 +375,7 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(hd, tmp_path)
     rows = follow_folders(tmp_path, has_images=True)
     states = [(row["state"], row["accepted"], row["score"]) for row in rows]
     assert states == [("new", "false", "0.75"), ("gone", "false", "")]
-    states, comment = read_report(hd, tmp_path / "out" / "P1_scan_sr.dcm")
+    states, comment = read_report(hd, tmp_path / "out/P1_scan_sr.dcm")
     assert states == ["New"]
     assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
     # at an operating point above its score the new lesion is left out
@@ -386,7 +383,7 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(hd, tmp_path)
     later = VisitFiles("P1_scan", PredictionFiles("P1_scan"), scan)
     planned = plan_report(find_reports([later]), later, tmp_path / "high")
     write_change_report(planned, visits.after, visits.changes, OperatingPoint("high", 0.9))
-    states, comment = read_report(hd, tmp_path / "high" / "P1_scan_sr.dcm")
+    states, comment = read_report(hd, tmp_path / "high/P1_scan_sr.dcm")
     assert states == []
     assert "New" not in comment
 
@@ -447,8 +444,7 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
 
     def compare(case, *args):
         if case == "P1_scan":
-            folder = tmp_path / "after_images" / "P1"
-            write_patient_series(folder, GRIDS["axial"], PatientID="other")
+            write_patient_series(tmp_path / "after_images/P1", GRIDS["axial"], PatientID="other")
         return compare_visits(case, *args)
 
     monkeypatch.setattr("lesionseg.extras.follow.pairs.compare_visits", compare)
@@ -460,11 +456,10 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
 @needs_reports
 def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
     write_visits_of(tmp_path, "P1", SOPInstanceUID=None)
-    rows = follow_folders(tmp_path, has_images=True)
-    assert [row["state"] for row in rows] == ["stable"]
+    assert [row["state"] for row in follow_folders(tmp_path, has_images=True)] == ["stable"]
     (pair,) = pairs_of(tmp_path).values()
     assert pair["message"].startswith("No DICOM report: ")
-    assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
+    assert not (tmp_path / "out/P1_scan_sr.dcm").exists()
 
 
 # --- visits from a table: order, prediction before the comparison, refused tables ---
@@ -489,8 +484,8 @@ def timeline(tmp_path):
         mask = boxes(SHAPE, *places)
         image = rng.normal(100, 3, SHAPE) + 70 * mask
         write_array(tmp_path / f"{name}.nii.gz", image.astype(np.float32), GRID)
-        write_array(tmp_path / "masks" / f"{name}.nii.gz", mask, GRID)
-    write_array(tmp_path / "masks" / "once.nii.gz", mask, GRID)
+        write_array(tmp_path / f"masks/{name}.nii.gz", mask, GRID)
+    write_array(tmp_path / "masks/once.nii.gz", mask, GRID)
     lines = [f"{name},{name}.nii.gz,P1,{when}" for name, (when, _) in VISITS.items()]
     return write_table(tmp_path, *lines, "once,base.nii.gz,P2,2023-01-01")
 
@@ -503,7 +498,7 @@ def test_each_visit_is_compared_with_the_previous_visit(timeline, tmp_path, capl
     masks = tmp_path / "masks"
     outcome = follow_table(timeline, predictions=masks)
     assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
-    states = [(row["case"], row["state"]) for row in read_csv(tmp_path / "out" / "changes.csv")]
+    states = [(row["case"], row["state"]) for row in read_csv(tmp_path / "out/changes.csv")]
     assert states == [("m6", "gone"), ("m12", "new"), ("m12", "new")]
     names = "earlier", "earlier_visit", "case", "visit"
     order = [tuple(row[name] for name in names) for row in pairs_of(tmp_path).values()]
@@ -522,7 +517,7 @@ def test_scores_are_optimistic_if_a_stable_pair_is_of_a_scored_patient(timeline,
     write_cubes(tmp_path / "reference", "m12", OLD, NEW)
     settings = {"predictions": tmp_path / "masks", "reference": tmp_path / "reference"}
     follow_table(timeline, stable=["m6"], **settings)
-    assert read_scores(tmp_path / "out" / "scores.json").is_point_chosen_here
+    assert read_scores(tmp_path / "out/scores.json").is_point_chosen_here
     assert "(m12)" in caplog.text
 
 
@@ -555,7 +550,7 @@ def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path,
     assert (inference.overlap, inference.flips, cfg.device, cfg.trust) == (0.25, True, "cpu", True)
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert [c.state for c in outcome.changes if c.accepted].count("new") == 1
-    rows = read_csv(tmp_path / "out" / "predictions" / "predictions.csv")
+    rows = read_csv(tmp_path / "out/predictions/predictions.csv")
     study = {row["case"]: row for row in rows}
     assert study["lost"]["status"] == "failed"
     assert (study["m12"]["group"], study["m12"]["visit"]) == ("P1", "2024-01-31")
@@ -596,8 +591,7 @@ def test_stable_visit_whose_prediction_fails_is_no_wrong_setting(
     timeline, tmp_path, bright, caplog
 ):
     (tmp_path / "m6.nii.gz").write_bytes(b"damaged")
-    stable = ["m6", "m12"]
-    outcome = follow_table(timeline, bundle=bright, stable=stable)
+    outcome = follow_table(timeline, bundle=bright, stable=["m6", "m12"])
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert "m6: it or its earlier visit has no prediction" in caplog.text
     with pytest.raises(ConfigError, match="these are not pairs: m7"):

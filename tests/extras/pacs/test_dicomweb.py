@@ -124,7 +124,7 @@ def write_image(tmp_path, uid, n_rows=1, **elements):
     """Write a DICOM file with 8 columns of pixels. Return its path."""
     elements = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES} | elements
     pixels = np.zeros((n_rows, 8), np.int16)
-    path = tmp_path / "made" / f"{uid}.dcm"
+    path = tmp_path / f"made/{uid}.dcm"
     elements = {"SOPInstanceUID": uid, "PatientID": "P1", **elements}
     return write_dicom_file(path, pixels, CT, **elements)
 
@@ -360,7 +360,7 @@ def test_image_of_another_study_series_or_patient_is_refused(pacs, tmp_path, oth
     sent[-1] = image_bytes(tmp_path, uids[-1], **other)
     with pytest.raises(ResourceError, match=f"1 of {n_images} image"):
         fetch(pacs, tmp_path / "wrong", uids, client)
-    assert not (tmp_path / "wrong" / f"{uids[-1]}.dcm").exists()
+    assert not (tmp_path / f"wrong/{uids[-1]}.dcm").exists()
 
 
 def test_patient_that_the_search_does_not_state_is_the_same_in_all_images(pacs, tmp_path):

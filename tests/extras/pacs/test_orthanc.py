@@ -188,7 +188,7 @@ def test_results_of_a_night_are_in_the_pacs_once(pacs, predict_night, tmp_path):
     write_series(tmp_path / "scans", 1, modality="CT")
     for n in range(2):
         write_dicom_file(
-            tmp_path / "scans" / f"film{n}.dcm",
+            tmp_path / f"scans/film{n}.dcm",
             np.ones((9, 9), np.uint16),
             DX,
             Modality="DX",
@@ -245,7 +245,7 @@ def test_results_of_a_night_are_in_the_pacs_once(pacs, predict_night, tmp_path):
 
 def test_series_with_a_later_slice_is_predicted_and_stored_again(pacs, predict_night, tmp_path):
     uid = write_series(tmp_path / "scans", 1)
-    late = (tmp_path / "scans" / f"{uid}_007.dcm").rename(tmp_path / "late.dcm")
+    late = (tmp_path / f"scans/{uid}_007.dcm").rename(tmp_path / "late.dcm")
     pacs.receive(tmp_path / "scans")
     predict_night(pacs.address, send=pacs.address)
     pacs.receive(late)
@@ -253,8 +253,8 @@ def test_series_with_a_later_slice_is_predicted_and_stored_again(pacs, predict_n
     assert outcome.sent == (uid,)
     assert not outcome.rows[0].is_unchanged
     assert len(pacs.instances("SEG")) == 2
-    record = read_sent(tmp_path / "results" / f"{uid}_sent.json")
-    new = pydicom.dcmread(tmp_path / "results" / f"{uid}_seg.dcm").SOPInstanceUID
+    record = read_sent(tmp_path / f"results/{uid}_sent.json")
+    new = pydicom.dcmread(tmp_path / f"results/{uid}_seg.dcm").SOPInstanceUID
     assert new in record[pacs.address]
     assert len(record[pacs.address]) == 2
 
@@ -303,10 +303,9 @@ def test_stopped_server_fails_the_remaining_scans_and_the_command_continues(
 def test_scan_that_cannot_be_fetched_fails_alone(pacs, predict_night, tmp_path):
     bad, good = (write_series(tmp_path / "scans", patient) for patient in (1, 2))
     pacs.receive(tmp_path / "scans")
-    identifier = pydicom.dcmread(tmp_path / "scans" / f"{bad}_003.dcm").SOPInstanceUID
+    identifier = pydicom.dcmread(tmp_path / f"scans/{bad}_003.dcm").SOPInstanceUID
     for file in (pacs.folder / "images").rglob("*-*-*"):
         if file.is_file() and identifier.encode() in file.read_bytes():
             file.unlink()  # the index of the PACS still states the image
     outcome = predict_night(pacs.address)
-    found = {row.case: row.status for row in outcome.rows}
-    assert found == {bad: "failed", good: "done"}
+    assert {row.case: row.status for row in outcome.rows} == {bad: "failed", good: "done"}

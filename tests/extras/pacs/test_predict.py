@@ -82,7 +82,7 @@ def test_scan_unlike_the_training_scans_gets_dicom_results_only_on_request(
     out = tmp_path / "out"
     _, rows = run(make_checked_bundle(24.0), scan, tmp_path / "like", dicom_output=True)
     assert rows["t1"].status == "done"
-    assert (tmp_path / "like" / "t1_sr.dcm").is_file()
+    assert (tmp_path / "like/t1_sr.dcm").is_file()
     unlike = make_checked_bundle(240.0)
     files = ["t1_seg.dcm", "t1_sr.dcm"]
     # the warning remains if the result is kept; results that are no longer requested are removed
@@ -112,7 +112,7 @@ def test_night_of_scans_unlike_the_training_scans_ends_with_3_once(make_checked_
     outcome, _ = run(unlike, archive, out, dicom_output=True)  # the same night again
     assert outcome.exit_status == 0
     for case in "abc":
-        write_array(tmp_path / "nifti" / f"{case}.nii", VOXELS.astype(np.float32))
+        write_array(tmp_path / f"nifti/{case}.nii", VOXELS.astype(np.float32))
     for source, dicom_output in (("in", False), ("nifti", True)):
         other = tmp_path / f"{source} {dicom_output}"
         outcome, _ = run(unlike, tmp_path / source, other, dicom_output=dicom_output)
@@ -129,11 +129,11 @@ def test_a_blank_series_gets_no_dicom_results(predict_series, tmp_path):
 def test_series_whose_headers_allow_no_dicom_results_gets_its_other_results(
     predict_series, tmp_path
 ):
-    write_series(tmp_path / "in" / "P1", "1.1", SOPInstanceUID=None)
+    write_series(tmp_path / "in/P1", "1.1", SOPInstanceUID=None)
     outcome, rows = predict_series()
     assert (rows["P1"].status, outcome.exit_status) == ("done", 0)
     assert rows["P1"].message.startswith("No DICOM results: P1: the headers do not allow")
-    assert (tmp_path / "out" / "P1_mask.nii.gz").is_file()
+    assert (tmp_path / "out/P1_mask.nii.gz").is_file()
     assert not list(tmp_path.glob("out/*.dcm"))
     _, rows = predict_series()
     assert rows["P1"].status == "kept"
@@ -141,9 +141,9 @@ def test_series_whose_headers_allow_no_dicom_results_gets_its_other_results(
 
 def test_series_segmented_by_an_nnunet_model_gives_a_dicom_segmentation(tmp_path):
     model = SmallModel().write(tmp_path / "results")
-    write_series(tmp_path / "in" / "P1", "1.2")
+    write_series(tmp_path / "in/P1", "1.2")
     predict(model, tmp_path / "in", tmp_path / "out", device="cpu")
-    mask = read_volume(tmp_path / "out" / "P1_mask.nii.gz").array[0]
+    mask = read_volume(tmp_path / "out/P1_mask.nii.gz").array[0]
     assert mask.any()
     written = hd.seg.segread(tmp_path / "out" / FILES[0]).get_volume(combine_segments=True)
     assert (written.array > 0).sum() == (mask > 0).sum()
@@ -154,7 +154,7 @@ def test_sending_of_scans_that_are_not_dicom_states_that_nothing_was_sent(
     predict_series, tmp_path, settings, sent
 ):
     pytest.importorskip("dicomweb_client")
-    write_array(tmp_path / "in" / "a.nii", VOXELS.astype(np.float32))
+    write_array(tmp_path / "in/a.nii", VOXELS.astype(np.float32))
     outcome, _ = predict_series(**settings)
     assert (outcome.sent, outcome.unsent) == (sent, ())
     assert ("Sent: the DICOM results of 0 cases." in outcome.summary()) == (sent is not None)
@@ -181,7 +181,7 @@ def test_results_of_new_and_kept_cases_are_sent_once_although_a_night_failed(
         outcome, rows = predict_series(send=ADDRESS)
     assert (outcome.unsent, outcome.exit_status) == (("P1",), SOME_FAILED)
     assert rows["P1"].is_done
-    (row,) = read_csv(tmp_path / "out" / "predictions.csv")
+    (row,) = read_csv(tmp_path / "out/predictions.csv")
     assert "reached" in row["message"]
     write_patients(tmp_path / "in", "P2")
     for sent in (("P1", "P2"), ()):
@@ -206,8 +206,7 @@ def test_results_of_a_cluster_are_those_of_one_machine_and_sent(
     outcome, _ = predict_series(output="there", send=ADDRESS, engine="ray")
     assert (sorted(outcome.sent), sorted(stored)) == (["P1", "P2"], FILES)
     for name in FILES:
-        there = tmp_path / "there" / name
-        assert there.read_bytes() == (tmp_path / "here" / name).read_bytes()
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
 
 def test_dicom_results_are_part_of_the_files_of_a_case(predict_series, tmp_path, monkeypatch):

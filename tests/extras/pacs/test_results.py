@@ -150,8 +150,7 @@ def test_patient_study_and_source_are_those_of_the_scan(tmp_path):
     assert seg.FrameOfReferenceUID == "1.2.9"
     assert {uids[2] for uids in seg.get_source_image_uids()} == files.keys()
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
-    one = seg.get_segment_description(1)
-    (made_by,) = one.SegmentationAlgorithmIdentificationSequence
+    (made_by,) = seg.get_segment_description(1).SegmentationAlgorithmIdentificationSequence
     assert ORIGIN.bundle in made_by.AlgorithmParameters
     for frame in seg.PerFrameFunctionalGroupsSequence:  # each names its slice
         image = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID

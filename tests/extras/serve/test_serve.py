@@ -147,8 +147,7 @@ def test_scan_gives_its_mask_and_leaves_no_files(
     assert answer.headers["content-disposition"] == 'attachment; filename="scan_mask.nii.gz"'
     others = {f"__MACOSX/scans/._{NAME}": b"\0", "scans/scan.json": b"{}"}  # of Macs and dcm2niix
     zipped = zip_files({f"scans/{NAME}": scan, **others})
-    again = client.post("/predict", files={"file": ("a.zip", zipped)})
-    assert again.content == answer.content
+    assert client.post("/predict", files={"file": ("a.zip", zipped)}).content == answer.content
     (tmp_path / "m.nii.gz").write_bytes(answer.content)
     np.testing.assert_array_equal(read_volume(tmp_path / "m.nii.gz").array[0], own.mask())
     found = client.post("/predict?result=all", files=upload)
@@ -431,8 +430,7 @@ def test_slicer_sends_a_volume_and_infers_with_the_returned_key(client, upload, 
     head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
     _, about, mask = email.message_from_bytes(head + answer.content).walk()
     assert json.loads(str(about.get_payload())) == {"label_names": {"lesion": 1}}
-    content = mask.get_payload(decode=True)
-    (tmp_path / str(mask.get_filename())).write_bytes(content)
+    (tmp_path / str(mask.get_filename())).write_bytes(mask.get_payload(decode=True))
     assert read_volume(tmp_path / "scan_mask.nii.gz").array.shape == (1, *SHAPE)
     assert client.get(f"/session/{keys[0]}").status_code == 200
 
@@ -485,8 +483,7 @@ def make_uploads(*names):
 
 def make_zip(*names):
     """Return a zip as the only file of a form. Its files contain their names."""
-    zipped = zip_files({name: name for name in names})
-    return [UploadFile(io.BytesIO(zipped), filename="a.zip")]
+    return [UploadFile(io.BytesIO(zip_files({name: name for name in names})), filename="a.zip")]
 
 
 @pytest.mark.parametrize("make", [make_uploads, make_zip])
@@ -618,8 +615,7 @@ def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_suc
         with pytest.raises(HTTPException) as error:
             await asked
         assert not is_running(pid)
-        healthy = Client()
-        assert await queue.run(healthy, partial(light_model.run, abs, -7)) == 7
+        assert await queue.run(Client(), partial(light_model.run, abs, -7)) == 7
         return error.value.status_code
 
     assert asyncio.run(leave()) == 503
@@ -653,8 +649,7 @@ def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(light_mod
 def test_time_to_load_the_model_does_not_count(monkeypatch):
     move_on_after = uploads.move_on_after
     monkeypatch.setattr(uploads, "move_on_after", lambda _: move_on_after(0.5))
-    load = partial(time.sleep, 1)
-    model = ModelProcess(load)
+    model = ModelProcess(partial(time.sleep, 1))
     queue = InferenceQueue(1, 600.0, model)  # of which waiting and loading have half a second
     client = Client()
     assert model.status == "loading"

@@ -142,7 +142,7 @@ class SmallModel:
 
     def write(self, results, **content):
         """Write the model folder into `results`. `content` replaces keys of the checkpoints."""
-        folder = results / "Dataset001_X" / f"nnUNetTrainer__nnUNetPlans__{self.configuration}"
+        folder = results / f"Dataset001_X/nnUNetTrainer__nnUNetPlans__{self.configuration}"
         folder.mkdir(parents=True)
         write_json(folder / "plans.json", self.plans())
         write_json(folder / "dataset.json", self.info())

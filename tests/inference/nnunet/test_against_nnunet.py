@@ -60,12 +60,12 @@ class TrainedModel:
 @pytest.fixture(scope="module")
 def folder():
     """Return the folder of the trained models. Missing models are trained first."""
-    python = PEERS / "bin" / "python"
+    python = PEERS / "bin/python"
     if not python.exists():
         pytest.skip("there is no .peers; make peers")
     place = PEERS / "nnunet_models"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-    scripts = ROOT / "benchmarks" / "peers"
+    scripts = ROOT / "benchmarks/peers"
     if not (place / "raw").exists():
         raw = [sys.executable, scripts / "nnunet_raw.py", place / "raw"]
         subprocess.run(raw, check=True, env=environment)
@@ -80,8 +80,7 @@ def lesion_voxels(p, *, regions):
     """Return the voxels that nnU-Net gives a label, or for regions each region's voxels."""
     if regions:
         return p > 0.5
-    whole = np.concatenate([1 - p.sum(axis=0, keepdims=True), p])
-    return whole.argmax(axis=0) > 0
+    return np.concatenate([1 - p.sum(axis=0, keepdims=True), p]).argmax(axis=0) > 0
 
 
 @pytest.mark.parametrize("kind", ["plain", "mirrored"])
@@ -117,8 +116,7 @@ def test_probability_files_of_nnunet_are_evaluated(folder, tmp_path, name):
     scores = evaluate(reference, trained.predictions("plain"), tmp_path / "scores").scores
     assert (scores.evaluated_on, scores.count("n_cases")) == ("test", 2)
     assert scores.has_froc
-    kept = find_predictions(tmp_path / "scores" / "predictions")
-    assert len(kept) == 2
+    assert len(find_predictions(tmp_path / "scores/predictions")) == 2
 
 
 def test_threshold_is_chosen_on_nnunets_cross_validation(folder, tmp_path):
@@ -167,7 +165,7 @@ def test_nnunets_commands_run_on_our_folders(folder, tmp_path, name):
     merged = tmp_path / "merged"
     reference = trained.place("images").parent / "labelsTs"
     places = {f"nnUNet_{part}": str(tmp_path) for part in ("raw", "preprocessed", "results")}
-    command = [PEERS / "bin" / "python", script, ours, trained.predictions("plain"), merged]
+    command = [PEERS / "bin/python", script, ours, trained.predictions("plain"), merged]
     subprocess.run(
         [*command, reference],
         check=True,
@@ -175,8 +173,7 @@ def test_nnunets_commands_run_on_our_folders(folder, tmp_path, name):
         capture_output=True,
     )
     for kind in ("own", "both"):
-        summary = read_json(merged / f"{kind}.json")
-        assert summary["foreground_mean"]["Dice"] > 0
+        assert read_json(merged / f"{kind}.json")["foreground_mean"]["Dice"] > 0
     # the ensemble of two predictions that agree equals each of them
     for file in trained.predictions("plain").glob("P0*.nii.gz"):
         mask = read_mask(file)

@@ -336,12 +336,11 @@ def test_files_of_different_trainings_are_an_error(tmp_path):
         write_json(folder / "dataset.json", other.info())
         with pytest.raises(LesionsegError, match=words):
             read_bundle(folder)
-    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_latest.pth")
+    (folder / "fold_0/checkpoint_final.pth").rename(folder / "fold_0/checkpoint_latest.pth")
     with pytest.raises(BundleError, match="not finished"):
         read_bundle(folder)
 
 
 def test_network_of_old_plans_is_recognised(tmp_path):
     model = PLAIN.with_(more={"architecture": None, "UNet_class_name": "PlainConvUNet"})
-    folder = model.write(tmp_path)
-    assert isinstance(read_bundle(folder), Bundle)
+    assert isinstance(read_bundle(model.write(tmp_path)), Bundle)

@@ -36,8 +36,7 @@ def read(folder, geometry=None):
 def test_candidates_equal_those_found_on_the_probabilities(tmp_path):
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     found = read(tmp_path)
-    grid = unit_grid(*SHAPE)
-    naive = find_candidates([LESIONS.astype(np.float32)], grid, NNUNET_RULE, (1,))
+    naive = find_candidates([LESIONS.astype(np.float32)], unit_grid(*SHAPE), NNUNET_RULE, (1,))
     np.testing.assert_array_equal(found.instances, naive.instances)
     scores = [c.score for c in found.candidates]
     assert scores == pytest.approx([c.score for c in naive.candidates], abs=1e-6)
@@ -97,8 +96,7 @@ def test_each_label_has_its_own_candidates(tmp_path):
     other = blobs(SHAPE, ((6, 7, 8), 2, 0.8))
     write_outputs(tmp_path, "a", softmax_of(CORE, other), (CORE > 0.5) + 2 * (other > 0.5))
     write_labels(tmp_path, {"background": 0, "nodule": 1, "mass": 2})
-    found = read(tmp_path)
-    assert {(c.label, round(c.score, 2)) for c in found.candidates} == {(1, 0.6), (2, 0.8)}
+    assert {(c.label, round(c.score, 2)) for c in read(tmp_path).candidates} == {(1, 0.6), (2, 0.8)}
 
 
 def test_lesion_with_two_regions_is_one_candidate(tmp_path):
