@@ -413,6 +413,7 @@ class TrainerConfig(Settings):
 
     max_minutes: PositiveFloat | None
     max_steps: PositiveInt | None
+    max_networks: PositiveInt | None
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: (
         PositiveInt

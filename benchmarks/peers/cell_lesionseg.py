@@ -21,18 +21,17 @@ import torch
 
 from benchmarks.learning.held_out import CHOOSING, held_out
 from lesionseg.cli import compose
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset, Selection
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.pipeline.dataset_inspection import DatasetInspection, inspect_dataset
+from lesionseg.pipeline.dataset_inspection import inspect_dataset
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
-from lesionseg.pipeline.train_fold import train_network
-from lesionseg.plan.plan import Plan
+from lesionseg.pipeline.train_fold import train_networks
 from lesionseg.training import module
-from lesionseg.training.fit import CHECKPOINTS, FitResult
+from lesionseg.training.fit import CHECKPOINTS
 
 
 def main() -> None:
@@ -58,15 +57,22 @@ def main() -> None:
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
     experiment = experiment.on_this_process(cfg.model_copy(update={"trainer": trainer}))
     processor = time.process_time()
-    fitted = train_network(experiment, plan, cases, validate=None)
+    fitted = train_networks(experiment, plan, cases, validate=None)
     processor = time.process_time() - processor
     plan_of_bundle = with_focal_correction(plan, cfg.loss, cfg.detection)
-    write_bundle(output / "bundle", [fitted.network], plan_of_bundle, "A network of a benchmark.")
+    networks = tuple(one.network for one in fitted)
+    selection = Selection(n_members=len(networks))
+    card = "Networks of a benchmark."
+    write_bundle(output / "bundle", networks, plan_of_bundle, card, selection=selection)
     if job.get("predicts", True):
-        predict(fitted, plan_of_bundle, cfg, found, output)
+        bundle = Bundle(networks, plan_of_bundle)
+        predictor = Predictor(bundle, device=fitted[0].device, settings=cfg.inference)
+        predicted = (*found.of_role("validation"), *found.of_role(CHOOSING))
+        write_log_odds(predictor, predicted, found.dataset, output)
     made = {
-        "steps": fitted.steps,
-        "minutes": before + fitted.minutes,
+        "networks": len(fitted),
+        "steps": sum(one.steps for one in fitted),
+        "minutes": before + sum(one.minutes for one in fitted),
         "minutes_before_training": before,
         "training_cpu_minutes": processor / 60,  # of the last process, if it was interrupted
         "tile": list(plan.tile_shape),
@@ -75,19 +81,6 @@ def main() -> None:
         "threads": job["threads"],
     }
     (output / "made.json").write_text(json.dumps(made, indent=1))
-
-
-def predict(
-    fitted: FitResult, plan: Plan, cfg: Any, found: DatasetInspection, output: Path
-) -> None:
-    """Write the log-odds of each scored case, and of each case that chooses the threshold."""
-    predictor = Predictor(
-        Bundle((fitted.network,), plan),
-        device=fitted.device,
-        settings=cfg.inference,
-    )
-    cases = (*found.of_role("validation"), *found.of_role(CHOOSING))
-    write_log_odds(predictor, cases, found.dataset, output)
 
 
 def write_log_odds(

@@ -15,6 +15,7 @@ from lesionseg.config import (
     LossConfig,
     ModelConfig,
     Spec,
+    TrainConfig,
     TrainerConfig,
     has_config,
 )
@@ -51,9 +52,9 @@ from lesionseg.pipeline.run_dir import (
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, heads_of, to_tuples
-from lesionseg.plan.rules import Decision
+from lesionseg.plan.rules import Decision, network_steps
 from lesionseg.training.fit import check_trainer
-from lesionseg.training.module import LesionModule
+from lesionseg.training.module import LesionModule, count_tiles_per_step
 from lesionseg.training.objective import (
     Objective,
     make_detection_loss,
@@ -301,12 +302,34 @@ def _make_plan(experiment: Experiment) -> Plan:
         by_hand=bool(model.tile_shape or start_plan),
         keeps_batch=model.batch_size is not None,
     )
+    limit = limit_network(plan, experiment.cfg, len(inspection.fingerprint.diameters_mm))
+    if limit.value is not None:
+        plan = plan.with_(
+            network_steps=limit.value, reasons={**plan.reasons, "networks": limit.reason}
+        )
     for decision, reason in plan.reasons.items():
         log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
     if experiment.why_model:  # `_log_plan` logs it, also for a plan that is read
         why = f"{plan.architecture.name}, because {experiment.why_model}"
         plan = plan.with_(reasons={"model": why, **plan.reasons})
     return plan
+
+
+def limit_network(plan: Plan, cfg: TrainConfig, n_lesions: int) -> Decision[int | None]:
+    """Return the number of steps of a network in a training of few lesions (`network_steps`).
+
+    The number is None for pictures and detectors, for which it was not measured, and if no tile is
+    chosen to contain a lesion.
+
+    Args:
+        plan: The plan with its number of tiles per step.
+        cfg: The settings, with the share of tiles with a lesion.
+        n_lesions: Number of lesions of the training cases.
+    """
+    tiles = count_tiles_per_step(cfg.trainer, plan) * cfg.sampling.lesion_share
+    if plan.dims == 2 or plan.has_boxes or not (tiles and n_lesions):
+        return Decision(None, "")
+    return network_steps(n_lesions, tiles)
 
 
 def may_be_narrow(model: ModelConfig, fingerprint: Fingerprint) -> bool:

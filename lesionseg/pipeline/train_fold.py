@@ -1,4 +1,4 @@
-"""One training: network, selection, bundle, card; number of cases validated meanwhile."""
+"""One training: networks, selection, bundle, card; number of cases validated meanwhile."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -54,6 +54,7 @@ from lesionseg.training.validation import Validate
 log = logging.getLogger(__name__)
 
 VALIDATE_CASES = 16  # the most validation cases that are predicted during training
+SEEDS_APART = 1000  # from a network of a run to the next one
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class TrainedModel:
 
 
 def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
-    """Train one network, choose its operating point on the validation cases, and write its bundle.
+    """Train a model, choose its operating point on the validation cases, and write its bundle.
+
+    The model is one network, or a few for a dataset with few lesions (`train_networks`).
 
     All processes of a distributed training call this together. Without validation cases, a
     requested score is used as the operating point, otherwise the default score. A warning says that
@@ -80,7 +83,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
 
     Args:
         experiment: The training: its settings, cases and run directory.
-        plan: The plan of the network.
+        plan: The plan of the networks.
 
     Returns:
         The trained model. None on every process except rank 0.
@@ -111,20 +114,20 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
         validate = partial(
             validation_scores, experiment=experiment, cases=held_out, plan=plan, check=check
         )
-    fitted = train_network(experiment, plan, cases, validate)
+    fitted = train_networks(experiment, plan, cases, validate)
     if not is_rank_zero():
         return None
 
     # choose the operating point on all validation cases, and write the bundle
     experiment = experiment.with_origin(
-        training_minutes=round(fitted.minutes, 3),
-        training_steps=fitted.steps,
+        training_minutes=round(sum(one.minutes for one in fitted), 3),
+        training_steps=sum(one.steps for one in fitted),
         model=plan.architecture.name,
         **training_counts(experiment.cases("train")),
     )
-    trained = Bundle((fitted.network,), plan, check)
+    trained = Bundle(tuple(one.network for one in fitted), plan, check)
     # `trust`: the user's own settings name the network class
-    predictor = Predictor(trained, settings=cfg.inference, device=fitted.device, trust=True)
+    predictor = Predictor(trained, settings=cfg.inference, device=fitted[0].device, trust=True)
     aim = OperatingPointAim.parse(cfg.operating_point)
     selection = Selection((aim.given or DEFAULT_POINT,))
     scores = {}
@@ -138,8 +141,44 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
             cfg.operating_point,
             DEFAULT_POINT.score,
         )
+    selection = replace(selection, n_members=len(fitted))
     keep_bundle(experiment, replace(trained, selection=selection), scores.get("validation"))
     return TrainedModel(experiment, predictor.with_selection(selection), scores)
+
+
+def train_networks(
+    experiment: Experiment, plan: Plan, cases: Sequence[CachedCase], validate: Validate | None
+) -> list[FitResult]:
+    """Train the plan's network, and further ones in the minutes that it leaves.
+
+    A network leaves minutes if it ends after `plan.network_steps`. The further networks share them
+    equally, and keep their last weights. A fold has only one network, because the networks of all
+    folds are averaged, too. An interrupted training continues with the same networks.
+
+    Args:
+        experiment: The training.
+        plan: The plan of all networks.
+        cases: The prepared training cases.
+        validate: Scores the first network on validation cases; None keeps its last weights.
+
+    Returns:
+        The results of one to `trainer.max_networks` networks.
+    """
+    cfg = experiment.cfg
+    first = train_network(experiment, plan, cases, validate)
+    budget = resolve_budget(cfg.trainer, plan, experiment.device)
+    leaves_minutes = cfg.trainer.max_steps is None and first.steps == budget.max_steps
+    if not (leaves_minutes and budget.max_minutes and budget.max_networks):
+        return [first]
+    minutes = budget.max_minutes - first.minutes
+    n_further = min(round(minutes / first.minutes), budget.max_networks - 1)
+    if cfg.data.fold is not None or n_further < 1:
+        return [first]
+    log.info("%d further networks share %.1f minutes.", n_further, minutes)
+    trainer = cfg.trainer.model_copy(update={"max_minutes": minutes / n_further})
+    further = replace(experiment, cfg=cfg.model_copy(update={"trainer": trainer}))
+    numbers = range(2, n_further + 2)
+    return [first, *(train_network(further, plan, cases, None, number=n) for n in numbers)]
 
 
 def train_network(
@@ -148,6 +187,8 @@ def train_network(
     cases: Sequence[CachedCase],
     validate: Validate | None,
     callbacks: Sequence[pl.Callback] = (),
+    *,
+    number: int = 1,
 ) -> FitResult:
     """Build the plan's network and train it, or continue an interrupted training of this run.
 
@@ -160,11 +201,14 @@ def train_network(
         cases: The prepared training cases.
         validate: Scores the network on validation cases; None keeps the last weights.
         callbacks: Further callbacks of PyTorch Lightning.
+        number: Number of the network in the run. From 2 on, it has a seed of its own, and its
+            checkpoints and metrics are in the folder `network_<number>`.
     """
     cfg = experiment.cfg
-    run = experiment.run
-    network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
-    if cfg.model.init_from and not (run / CHECKPOINTS / LAST).is_file():
+    folder = experiment.run if number == 1 else experiment.run / f"network_{number}"
+    seed = cfg.seed + SEEDS_APART * (number - 1)
+    network = build_network(plan, architectures=TRUSTED, seed=seed)
+    if cfg.model.init_from and not (folder / CHECKPOINTS / LAST).is_file():
         start_from(cfg.model.init_from, network, plan)
     objective = make_objective(plan, cfg.loss, cfg.detection)
     module = LesionModule(network, objective, cfg.trainer, cfg.optim)
@@ -175,19 +219,19 @@ def train_network(
         with_lesion_in_each_step(cfg.sampling, tiles_per_step),
         cfg.augment,
         n_tiles=STEPS_PER_EPOCH * tiles_per_step,
-        seed=cfg.seed,
+        seed=seed,
         channel_dropout=cfg.data.channel_dropout,
     )
     tiles[0]  # so that an error of the cases appears here and not in a worker process
     log.debug("Sampling: %s", tiles.sampler.mix)
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
-    open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
+    open_handler = partial(open_log, experiment.run / LOG, LOG_FORMAT, private=cfg.private)
     own_callbacks = [ProgressCallback(training_bar), WorkerLogHandler(open_handler)]
     return fit(
         module,
         tiles,
-        run,
+        folder,
         validate=validate,
         callbacks=[*cfg.callbacks, *own_callbacks, *callbacks],
         loggers=cfg.logger,

@@ -232,6 +232,8 @@ class Plan:
         grid_of_image: True if channels of equal shape and spacing are on the first channel's grid.
         nnunet: Preprocessing of a model that nnU-Net trained. `spacing_mm`, `normalisation` and
             `tile_shape` then only describe the model.
+        network_steps: Number of steps after which a network has few new views of the lesions, and
+            ends if the minutes of the training are limited. None if it is not known.
         reasons: A sentence for each decision.
         schema_version: Version of the `plan.json` that it was read from. Files of version 1 also
             contain the selection.
@@ -258,6 +260,7 @@ class Plan:
     nan_background: bool = field(default=False, metadata=_MAY_DIFFER)
     grid_of_image: bool = field(default=False, metadata=_MAY_DIFFER)
     nnunet: NnunetRecipe | None = None
+    network_steps: Annotated[int, Field(ge=1)] | None = field(default=None, metadata=_MAY_DIFFER)
     reasons: Mapping[str, str] = field(default_factory=dict, metadata=_MAY_DIFFER)
     schema_version: Literal[1, 2] = field(default=SCHEMA, compare=False, metadata=_MAY_DIFFER)
 

@@ -60,6 +60,9 @@ ROUND_UP = 1.15  # to fit the total stride, a tile may be larger than the median
 CROWDED = 1.5
 SMALL_TILE = 32**3  # voxels; enough for a small lesion and its surroundings
 MAX_SMALL_TILES = 16  # per training step
+# Tiles centred on each lesion after which a network of few lesions becomes worse: see
+# "Views per lesion" in benchmarks/notes/losses.md
+VIEWS_OF_LESION = 200
 _MIN_START = 16  # side, in voxels, of the tile to start from if the budget's own is too large
 
 
@@ -695,6 +698,20 @@ def limit_to_small_tiles(
     if suits_small_tiles and np.percentile(sizes.lesion_voxels, 90) < SMALL_TILE / 8:
         return replace(allowed, max_voxels=SMALL_TILE, batch=MAX_SMALL_TILES, limits_share=False)
     return allowed
+
+
+def network_steps(n_lesions: int, tiles_of_lesions: float) -> Decision[int]:
+    """Decide after how many steps a network ends, and the rest of the minutes trains further ones.
+
+    Args:
+        n_lesions: Number of lesions of the training cases, at least 1.
+        tiles_of_lesions: Mean number of tiles per step that are centred on a lesion, above 0.
+    """
+    steps = ceil(VIEWS_OF_LESION * n_lesions / tiles_of_lesions)
+    lesions = count(n_lesions, "lesion")
+    ends = count(steps, "step")
+    reason = f"{lesions}: a network ends after {ends}, {VIEWS_OF_LESION} tiles on each"
+    return Decision(steps, f"{reason}; the remaining minutes train further networks")
 
 
 def batch_size(

@@ -456,13 +456,16 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
     - On a CPU, a training lasts an hour.
     - On a GPU, it processes as many voxels as nnU-Net's training, in at most as many steps.
 
+    If only minutes are limited, a network also ends after `plan.network_steps`, unless
+    `max_networks` is None.
+
     With `validate_every_minutes=auto`, a training with a limit of over half an hour validates six
     times. This includes the default of a CPU. With the default budget of a GPU, it validates every
     20 minutes. All other trainings validate only at the end (None).
 
     Args:
         settings: The settings, in which the limits may be None.
-        plan: The size and number of tiles per step.
+        plan: The size and number of tiles per step, and the steps of a network.
         device: `cpu`, or a name that begins with `cuda`.
     """
     minutes = settings.max_minutes
@@ -476,6 +479,8 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
         minutes = 60.0
     if minutes and minutes > LONG_MINUTES:
         every = minutes / N_VALIDATIONS
+    if steps is None and settings.max_networks:
+        steps = plan.network_steps
     if settings.validate_every_minutes != "auto":
         every = settings.validate_every_minutes
     resolved = {"max_minutes": minutes, "max_steps": steps, "validate_every_minutes": every}

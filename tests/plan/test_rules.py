@@ -16,6 +16,7 @@ from lesionseg.plan.rules import (
     budget,
     limit_to_small_tiles,
     multiplications,
+    network_steps,
     tile_shape,
 )
 
@@ -186,6 +187,13 @@ def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
     ):
         shape = allowed.choose_architecture(tile, (1,) * len(tile))
         assert batch_size(shape, tile, allowed, n_voxels).value == expected
+
+
+@pytest.mark.parametrize(("n_lesions", "tiles", "steps"), [(19, 8, 475), (1, 8, 25), (10, 3, 667)])
+def test_network_ends_after_200_tiles_on_each_lesion(n_lesions, tiles, steps):
+    limit = network_steps(n_lesions, tiles)
+    assert limit.value == steps  # 200 · lesions / tiles, rounded up
+    assert f"{steps} steps" in limit.reason
 
 
 def test_many_lesions_per_tile_give_more_and_smaller_tiles():
