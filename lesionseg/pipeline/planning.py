@@ -316,18 +316,19 @@ def _make_plan(experiment: Experiment) -> Plan:
 
 
 def limit_network(plan: Plan, cfg: TrainConfig, n_lesions: int) -> Decision[int | None]:
-    """Return the number of steps of a network in a training of few lesions (`network_steps`).
+    """Return the number of steps of a network in a training of several networks (`network_steps`).
 
-    The number is None for pictures and detectors, for which it was not measured, and if no tile is
-    chosen to contain a lesion.
+    The number is None for one network, for pictures and detectors, for which it was not measured,
+    and if no tile is chosen to contain a lesion.
 
     Args:
         plan: The plan with its number of tiles per step.
-        cfg: The settings, with the share of tiles with a lesion.
+        cfg: The settings, with `max_networks` and the share of tiles with a lesion.
         n_lesions: Number of lesions of the training cases.
     """
     tiles = count_tiles_per_step(cfg.trainer, plan) * cfg.sampling.lesion_share
-    if plan.dims == 2 or plan.has_boxes or not (tiles and n_lesions):
+    is_measured = plan.dims == 3 and not plan.has_boxes
+    if not (cfg.trainer.max_networks and is_measured and tiles and n_lesions):
         return Decision(None, "")
     return network_steps(n_lesions, tiles)
 

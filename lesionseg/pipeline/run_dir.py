@@ -48,7 +48,7 @@ ADDED: Mapping[str, Any] = {
     "data.geometry": "header",
     "data.nan": "error",
     "loss.dice_weight": 1.0,
-    "trainer.max_networks": 5,  # plans of that version do not limit the steps of a network
+    "trainer.max_networks": None,
 }
 BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 # sections and settings that a training from the weights of a run repeats

@@ -232,8 +232,8 @@ class Plan:
         grid_of_image: True if channels of equal shape and spacing are on the first channel's grid.
         nnunet: Preprocessing of a model that nnU-Net trained. `spacing_mm`, `normalisation` and
             `tile_shape` then only describe the model.
-        network_steps: Number of steps after which a network has few new views of the lesions, and
-            ends if the minutes of the training are limited. None if it is not known.
+        network_steps: Number of steps after which a network ends, so that the remaining minutes
+            train further ones. None for a single network.
         reasons: A sentence for each decision.
         schema_version: Version of the `plan.json` that it was read from. Files of version 1 also
             contain the selection.

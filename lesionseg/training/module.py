@@ -456,8 +456,7 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
     - On a CPU, a training lasts an hour.
     - On a GPU, it processes as many voxels as nnU-Net's training, in at most as many steps.
 
-    If only minutes are limited, a network also ends after `plan.network_steps`, unless
-    `max_networks` is None.
+    If only minutes are limited, a network also ends after `plan.network_steps`.
 
     With `validate_every_minutes=auto`, a training with a limit of over half an hour validates six
     times. This includes the default of a CPU. With the default budget of a GPU, it validates every
@@ -479,7 +478,7 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
         minutes = 60.0
     if minutes and minutes > LONG_MINUTES:
         every = minutes / N_VALIDATIONS
-    if steps is None and settings.max_networks:
+    if steps is None:
         steps = plan.network_steps
     if settings.validate_every_minutes != "auto":
         every = settings.validate_every_minutes

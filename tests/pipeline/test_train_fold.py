@@ -60,7 +60,6 @@ def test_operating_point_without_validation_cases(tmp_path, caplog):
         ({"max_minutes": 29}, []),  # less than half of what a network needs
         ({"max_minutes": 600}, [145] * 4),
         ({"max_minutes": 600, "max_networks": 2}, [580]),
-        ({"max_minutes": 600, "max_networks": None}, []),
         ({"max_minutes": 600, "max_steps": 100}, []),
         ({"max_minutes": 600, "fold": 0}, []),
         ({}, [20, 20]),  # an hour on a CPU
@@ -75,8 +74,9 @@ def test_minutes_that_a_network_leaves_train_further_ones(settings, minutes, tmp
         return FitResult(nn.Identity(), steps=100, skipped=0, minutes=20.0, device="cpu")
 
     monkeypatch.setattr(train_fold, "train_network", train_network)
-    trainer = {name: value for name, value in settings.items() if name != "fold"}
-    cfg = TrainConfig.of(data={"root": "raw", "fold": settings.get("fold")}, trainer=trainer)
+    trainer = {"max_networks": 5} | settings
+    fold = trainer.pop("fold", None)
+    cfg = TrainConfig.of(data={"root": "raw", "fold": fold}, trainer=trainer)
     experiment = Experiment(cfg, inspection=None, run=tmp_path)
     plan = plan_of("unet").with_(network_steps=100)
     validate = object()
