@@ -578,12 +578,12 @@ def _cell(value: Any) -> Any:
 def read_tables(folder: Path) -> Tables:
     """Read cases.csv, lesions.csv and candidates.csv of an evaluation from its folder.
 
-    Cases that could not be scored are left out. A column that an earlier version did not write is
-    empty, except that `annotated_share` is 1. The group of a case without a group is its case id.
+    Cases that could not be scored are left out.
 
     Raises:
         ReadError: If a table is missing.
-        ContentError: If a table cannot be read, or a column does not have its declared type.
+        ContentError: If a table cannot be read, or a column is missing or does not have its
+            declared type.
     """
     frames = []
     for name, columns in COLUMNS.items():
@@ -593,16 +593,13 @@ def read_tables(folder: Path) -> Tables:
         frames.append(_as_declared(read_table(path), columns, path))
     cases, lesions, candidates = frames
     cases = cases[cases["status"] != FAILED_STATUS].reset_index(drop=True)
-    cases["group"] = cases["group"].where(cases["group"] != "", cases["case"])
-    cases["annotated_share"] = cases["annotated_share"].fillna(1.0)
     return Tables(cases, lesions, candidates)
 
 
 def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> pd.DataFrame:
-    """Check the type of each declared column of a table that was read, and add missing columns.
+    """Check the type of each declared column of a table that was read.
 
-    Empty cells of text columns become "". A missing text column is filled with "", and any other
-    missing column with NaN. The table is changed in place and returned.
+    Empty cells of text columns become "". The table is changed in place and returned.
 
     Args:
         table: The table as it was read from the file.
@@ -610,15 +607,17 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
         path: The file, for error messages.
 
     Raises:
-        ContentError: If the cells of a column are not of its declared kind.
+        ContentError: If a column is missing, or its cells are not of its declared kind.
     """
     for column in columns:
         name = column.name
+        if name not in table:
+            raise ContentError(
+                f"{path}: the column {name} is missing. Run evaluate again, which writes all "
+                "tables together."
+            )
         if column.kind == "text":
-            texts = table[name].fillna("") if name in table else ""
-            table[name] = pd.Series(texts, index=table.index, dtype=object)
-        elif name not in table:
-            table[name] = np.nan
+            table[name] = table[name].fillna("").astype(object)
         values = table[name]
         is_number = is_numeric_dtype(values) and not is_bool_dtype(values)  # flags are "numeric"
         is_fitting = is_number if column.kind in ("integer", "number") else is_bool_dtype(values)

@@ -325,9 +325,9 @@ def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
         tables: The tables of the evaluation.
     """
     # the score of the nearest candidate, otherwise the threshold at which the lesion is found
-    score = _read_number(row.get("nearest_score"))
+    score = _read_number(row["nearest_score"])
     if score is None:
-        score = _read_number(row.get("detected_at"))
+        score = _read_number(row["detected_at"])
     threshold = tables.threshold
     scores = None  # this score and the threshold as text, if the score is below
     if threshold is not None and score is not None and score < threshold:
@@ -335,18 +335,18 @@ def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
     # the smallest overlap that the match rule requires; None for an unknown rule
     preset = tables.scores.provenance.preset
     minimum = None if preset is None else preset.criterion.threshold
-    candidate = _read_number(row.get("nearest_candidate"))
+    candidate = _read_number(row["nearest_candidate"])
     return render_sentence(
         "why_missed",
-        why=str(row.get("why_missed") or ""),
+        why=str(row["why_missed"]),
         has_limit=threshold is not None,
         scores=scores,
         # within 10 % of the threshold
         is_near=scores is not None and (score or 0.0) > 0.9 * (threshold or 0.0),
         minimum=minimum,
         # overlaps explain nothing if the rule requires none
-        covered=_read_number(row.get("covered")) if minimum else None,
-        iou=_read_number(row.get("nearest_iou")) if minimum else None,
+        covered=_read_number(row["covered"]) if minimum else None,
+        iou=_read_number(row["nearest_iou"]) if minimum else None,
         share=_find_lesion_share(tables, str(row["case"]), candidate) if minimum else None,
     )
 
@@ -360,24 +360,18 @@ def false_positive_words(row: Mapping[str, Any]) -> str:
         row: The row of the false positive in candidates.csv.
     """
     parts = []
-    score = _read_number(row.get("score"))
-    share = _read_number(row.get("in_lesions"))
+    score = _read_number(row["score"])
+    share = _read_number(row["in_lesions"])
     if score is not None:
         parts.append(f"rated {format_score(score)}")
     if share:
         parts.append(f"touches a lesion ({percent(share)} of the marking is lesion)")
-    elif row.get("touches_lesion"):
-        parts.append("touches a lesion")
     return ", ".join(parts)
 
 
 def _read_number(value: Any) -> float | None:
-    """Return the number in a table cell as a float, or None if the cell or its column is missing.
-
-    pandas reads an empty cell as NaN.
-    """
-    is_nan = value != value  # the only value that differs from itself
-    return None if value is None or is_nan else float(value)
+    """Return the number in a table cell as a float, or None if the cell is empty."""
+    return None if pd.isna(value) else float(value)
 
 
 def _format_distinct(score: float, limit: float) -> tuple[str, str]:

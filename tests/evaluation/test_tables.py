@@ -34,15 +34,12 @@ def test_round_trip_keeps_the_tables(tmp_path):
     assert set(again.lesions["label"]) == {"lesion"}
 
 
-def test_tables_of_an_earlier_version_without_a_column_are_read(tmp_path):
+def test_table_without_a_column_is_an_error_with_its_file(tmp_path):
     write_tables(tmp_path, tables_of([evaluate_hand_case("perfect")]), {})
-    cases = pd.read_csv(tmp_path / "cases.csv").drop(
-        columns=["annotated_share", "n_pairs", "zone"], errors="ignore"
-    )
-    cases.to_csv(tmp_path / "cases.csv", index=False)
-    tables = read_tables(tmp_path)
-    assert tables.case_share.tolist() == [1.0]
-    assert tables.cases["n_pairs"].isna().all()
+    path = tmp_path / "cases.csv"
+    pd.read_csv(path).drop(columns="n_pairs").to_csv(path, index=False)
+    with pytest.raises(ContentError, match=r"cases\.csv: the column n_pairs is missing"):
+        read_tables(tmp_path)
 
 
 def test_column_of_another_type_is_an_error_with_its_file(tmp_path):

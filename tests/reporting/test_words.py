@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint
@@ -122,16 +121,10 @@ def test_missed_lesion_of_masks_without_scores_has_a_reason(tmp_path):
     assert missed_words(tables_of([found], tmp_path, point=None)) == "no marking touches it"
 
 
-def test_tables_of_an_earlier_version_give_words_without_numbers(tmp_path):
+def test_false_positive_states_its_share_in_a_lesion(tmp_path):
     tables = tables_of_hand_case("under_a_tenth", tmp_path)
     words = "rated 0.5, touches a lesion (9 % of the marking is lesion)"
     assert false_positive_words(tables.candidates.iloc[0]) == words
-    new = ["covered", "nearest_candidate", "nearest_score", "nearest_iou", "in_lesions"]
-    for path in (tmp_path / "lesions.csv", tmp_path / "candidates.csv"):
-        pd.read_csv(path).drop(columns=new, errors="ignore").to_csv(path, index=False)
-    old = read_evaluation(tmp_path, identifiers=True)
-    assert missed_words(old) == "inside a marking that is too large to count"
-    assert false_positive_words(old.candidates.iloc[0]) == "rated 0.5, touches a lesion"
 
 
 @pytest.mark.parametrize(
