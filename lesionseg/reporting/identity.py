@@ -5,7 +5,6 @@ from pathlib import Path
 from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
 from lesionseg.io.model_files import ModelFiles
-from lesionseg.io.text import read_json
 
 
 def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
@@ -43,18 +42,14 @@ def read_run(folder: Path) -> Provenance:
             why_model = str(plan.get("reasons", {}).get("model", ""))
             digest = bundle_digest(run / "bundle")
             provenance_of_scores = read_provenance(run / SCORES_FILE)
-            roles = read_json(run / "splits.json")["roles"].values()
         except (LesionsegError, KeyError, TypeError, AttributeError, OSError):
             continue
-        training_scans = provenance_of_scores.training_scans
-        if not provenance_of_scores.states("training_scans"):
-            training_scans = list(roles).count("train")
         return Provenance(
             dataset=provenance_of_scores.dataset,
             model=model,
             why_model=why_model,
             bundle=digest,
             training_patients=provenance_of_scores.training_patients,
-            training_scans=training_scans,
+            training_scans=provenance_of_scores.training_scans,
         )
     return Provenance()

@@ -40,18 +40,15 @@ def require_niivue() -> None:
         )
 
 
-def write_viewer(
-    folder: Path, name: str, title: str, scene: Scene, threshold: float | None
-) -> None:
-    """Write the viewer page of a case: `folder/name.html`.
+def write_viewer(folder: Path, case: str, scene: Scene, threshold: float | None) -> None:
+    """Write the viewer page of a case: `folder/case.html`.
 
     The page contains the voxels, and loads NiiVue from `folder`. NiiVue and its licences are copied
     there if they are missing.
 
     Args:
         folder: The folder of the viewer pages.
-        name: The name of the page without suffix.
-        title: The name of the case on the page.
+        case: The name of the case on the page, and of the page without suffix.
         scene: The image, masks and candidates of the case.
         threshold: The page first shows the candidates with at least this score. With None, it first
             shows the candidates that the prediction accepts.
@@ -70,8 +67,8 @@ def write_viewer(
     data = viewer_data(scene)
     if threshold is not None:
         data["threshold"] = threshold
-    page = folder / f"{name}.html"
-    write_page(page, "viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
+    page = folder / f"{case}.html"
+    write_page(page, "viewer.html.j2", title=case, niivue=NIIVUE.name, data=data)
 
 
 def remove_viewer_pages(folder: Path) -> None:

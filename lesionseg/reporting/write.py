@@ -1,7 +1,7 @@
 """Report page: choice, order and number of pictures; scan table, slider, adjudicate.csv."""
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -541,14 +541,13 @@ def _draw_pictures(
     n_done = 0
     n_wanted = len(wanted) + len(shown_whole)
     cases = sorted({*indices_of, *shown_whole})
-    page_names = _name_pages(cases)
     # read each case once, and draw all its pictures
     for case in cases:
         scene = _load_scene(folders, tables, case, unread)
         if scene is not None:
             visible |= _find_visible_masks(scene)
             if viewer is not None:
-                write_viewer(viewer, page_names[case], case, scene, tables.threshold)
+                write_viewer(viewer, case, scene, tables.threshold)
             if case in shown_whole:
                 whole_images[case] = draw_whole_image(scene, case, tables)
             for index in indices_of[case]:
@@ -576,20 +575,6 @@ def _draw_pictures(
         labels=[key for key in label_keys(tables).values() if key.letter in letters],
         box_outlines=_outlines_of({box.kind for box in boxes_on_images}),
     )
-
-
-def _name_pages(cases: Sequence[str]) -> dict[str, str]:
-    """Return the file name of each case's viewer page, without suffix: spaces become hyphens.
-
-    If two cases would share a name, both keep their spaces.
-
-    >>> _name_pages(["case 1", "a b", "a-b"])
-    {'case 1': 'case-1', 'a b': 'a b', 'a-b': 'a-b'}
-    """
-    hyphened = [case.replace(" ", "-") for case in cases]
-    n_of_name = Counter(hyphened)
-    pairs = zip(cases, hyphened, strict=True)
-    return {case: name if n_of_name[name] == 1 else case for case, name in pairs}
 
 
 def _outlines_of(kinds: Collection[str]) -> list[tuple[str, str]]:

@@ -35,7 +35,6 @@ def trained_run(tmp_path):
     folder = tmp_path / "run"
     write_json(folder / "bundle/plan.json", {"architecture": {"name": "unet"}})
     (folder / "bundle/weights.safetensors").write_bytes(b"weights")
-    write_json(folder / "splits.json", {"roles": {"a": "train", "b": "train", "c": "validation"}})
     write_json(folder / "scores.json", {"provenance": TRAINED})
     return folder
 
@@ -45,14 +44,6 @@ def test_scores_of_a_training_have_the_digest_of_its_bundle(trained_run):
     known = replace(stated, bundle=bundle_digest(trained_run / "bundle"))
     for folder in (trained_run, trained_run / "test"):
         assert read_identity(folder, stated) == known
-
-
-def test_scans_of_an_earlier_version_are_counted_from_its_splits(trained_run):
-    provenance = {"lesionseg": "1.0.0", "training_steps": 60}
-    write_json(trained_run / "scores.json", {"provenance": provenance})
-    found = read_identity(trained_run / "test", Provenance(**provenance))
-    assert (found.dataset, found.date, found.model) == ("", "", "unet")
-    assert "trained on 2 scans" in render_sentence("training", identity=found)
 
 
 def test_evaluation_in_a_run_directory_is_not_attributed_to_its_model(trained_run):
