@@ -164,17 +164,22 @@ def _find_logger(name: str) -> Arguments:
     return {TARGET: f"pytorch_lightning.loggers.{class_name}"}
 
 
-def _validate_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the numbers of a setting unchanged. Raise `ValueError` if a number is repeated."""
+T = TypeVar("T")
+
+
+def _validate_distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Return the values of a setting unchanged. Raise `ValueError` if a value is repeated."""
     if len(set(values)) < len(values):
-        raise ValueError("a number is repeated; give each number once")
+        raise ValueError("a value is repeated; give each value once")
     return values
 
 
 Text = Annotated[str, BeforeValidator(_path_to_text)]
 Spec = Annotated[Arguments, AfterValidator(_validate_target)]
 # one path or several; the predictions of several bundles are averaged
-Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
+Bundles = Annotated[
+    tuple[Text, ...], BeforeValidator(_path_to_tuple), AfterValidator(_validate_distinct)
+]
 
 
 class PathKind(Enum):
@@ -834,35 +839,34 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
     Raises:
         ConfigError: If a group does not have the file. The message names the files that it has.
     """
-    content = _read_yaml(conf_dir() / f"{command}.yaml")
+    return _compose_file(conf_dir() / f"{command}.yaml", choices)
+
+
+def _compose_file(path: Path, choices: Mapping[str, str]) -> dict[str, Any]:
+    """Read a YAML file of settings, and merge it with the files in its `defaults:` list.
+
+    The file may be that of a command, or an option of a group such as `loss/focal.yaml`, whose list
+    names other options of the group. `choices` is as in `defaults`, which has the same errors.
+    """
+    content = _read_yaml(path)
+    entries = content.pop("defaults", [])
+    if "_self_" not in entries:
+        entries = [*entries, "_self_"]
     merged: dict[str, Any] = {}
-    for entry in content.pop("defaults", ["_self_"]):
+    for entry in entries:
         if entry == "_self_":
             merged = _merge_sections(merged, content)
         elif isinstance(entry, str):
-            merged = _merge_sections(merged, defaults(entry, choices))
+            merged = _merge_sections(merged, _compose_file(path.with_stem(entry), choices))
         else:
             for group, default in entry.items():
                 choice = choices.get(group, default)
                 if choice is not None:
-                    merged = _merge_sections(merged, {group: _read_option(group, choice)})
+                    option = conf_dir() / group / f"{choice}.yaml"
+                    known = sorted(file.stem for file in option.parent.glob("*.yaml"))
+                    require_option(group, choice, known)
+                    merged = _merge_sections(merged, {group: _compose_file(option, choices)})
     return merged
-
-
-def _read_option(group: str, choice: str) -> dict[str, Any]:
-    """Read one option of a group, such as `loss/focal.yaml` for `loss=focal`.
-
-    The option may list other options of its group under `defaults:`, whose settings it overrides.
-    Raise `ConfigError` if the option is unknown.
-    """
-    path = conf_dir() / group / f"{choice}.yaml"
-    require_option(group, choice, sorted(file.stem for file in path.parent.glob("*.yaml")))
-    content = _read_yaml(path)
-    merged: dict[str, Any] = {}
-    for entry in content.pop("defaults", ()):
-        if entry != "_self_":
-            merged = _merge_sections(merged, _read_option(group, entry))
-    return _merge_sections(merged, content)
 
 
 def require_option(group: str, choice: str, known: Sequence[str]) -> None:
