@@ -518,7 +518,6 @@ def training_charts(history: Path) -> list[Chart]:
         return []
     rows = pd.read_csv(history)
     # without a column of steps, the rows are counted
-    step = rows["step"] if "step" in rows else pd.Series(range(len(rows)))
     # by column; NaN for an empty cell, because not every step has every value
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in rows}
     # a line needs two points
@@ -537,7 +536,7 @@ def training_charts(history: Path) -> list[Chart]:
         for name in names:
             values = numbers[name]
             words = CURVES.get(name, name.replace("_", " "))
-            axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=words)
+            axes.plot(rows["step"][values.notna()], values.dropna(), linewidth=1.2, label=words)
         axes.set_xlabel("step")
         # above the axes, because curves may be anywhere within them; long names need a line each
         n_columns = 1 if any(name in CURVES for name in names) else 3

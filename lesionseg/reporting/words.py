@@ -424,25 +424,17 @@ def limit_words(tables: EvaluationTables) -> str:
     )
 
 
-def study_lines(tables: EvaluationTables, study: Mapping[str, str]) -> list[tuple[str, str]]:
+def study_lines(study: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the questions of study.yaml with their answers, or with "not stated", for the annex.
 
-    - The title is left out, and so are questions of `OPTIONAL` without an answer.
-    - In simulated scans, the question who marked the lesions is answered with the program that made
-      the scans.
-
-    Args:
-        tables: The tables of the evaluation.
-        study: The answers of study.yaml by key.
+    The title is left out, and so are questions of `OPTIONAL` without an answer. `study` has the
+    answers of study.yaml by key.
     """
     lines = []
     for key, question in read_questions().items():
         if key == "title" or (key in OPTIONAL and key not in study):
             continue
-        answer = study.get(key, NOT_STATED)
-        if key == "reader" and key not in study and tables.scores.provenance.simulated:
-            answer = "the program that made the scans"
-        lines.append((question, answer))
+        lines.append((question, study.get(key, NOT_STATED)))
     return lines
 
 

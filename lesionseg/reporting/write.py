@@ -323,7 +323,7 @@ def about_lines(
     ]
     if limit := limit_words(tables):
         lines.append(("Limit", limit))
-    return [*lines, *study_lines(tables, study)]
+    return [*lines, *study_lines(study)]
 
 
 def case_rows(tables: EvaluationTables) -> list[dict[str, Any]]:

@@ -302,7 +302,7 @@ def test_froc_axis_extends_to_a_higher_rate(tmp_path):
 
 def test_questions_without_an_answer_are_not_stated(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
-    lines = dict(study_lines(tables, {"sites": "one hospital, 3 T"}))
+    lines = dict(study_lines({"sites": "one hospital, 3 T"}))
     assert (lines["Sites and scanners"], lines["Age"]) == ("one hospital, 3 T", "not stated")
     assert len(lines) == len(read_questions()) - 2  # without title and contact
     rows = dict(about_lines(tables, {}, Provenance(dataset="MS")))
