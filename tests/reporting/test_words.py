@@ -304,7 +304,7 @@ def test_questions_without_an_answer_are_not_stated(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
     lines = dict(study_lines({"sites": "one hospital, 3 T"}))
     assert (lines["Sites and scanners"], lines["Age"]) == ("one hospital, 3 T", "not stated")
-    assert len(lines) == len(read_questions()) - 2  # without title and contact
+    assert len(lines) == len(read_questions()) - 3  # without title, contact and remarks
     rows = dict(about_lines(tables, {}, Provenance(dataset="MS")))
     assert rows["Dataset"] == "MS"
     assert "1 scan" in rows["Scans"]
