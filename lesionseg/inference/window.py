@@ -499,10 +499,7 @@ def mirrored_views(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     >>> mirrored_views((0, 2))
     ((), (0,), (2,), (0, 2))
     """
-    views: list[tuple[int, ...]] = []
-    for n_axes in range(len(axes) + 1):
-        views += combinations(axes, n_axes)
-    return tuple(views)
+    return tuple(view for n in range(len(axes) + 1) for view in combinations(axes, n))
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import permutations, product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -387,23 +386,18 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
 
 
 def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
-    """Return all axis orders that an array of probabilities may have, the most probable first.
+    """Return the axis orders in which nnU-Net's readers give arrays, the most probable first.
 
-    The two most probable ones are the order of the mask and the order S, A, R. The order S, A, R is
-    first if the reader that the model's plans name changes the axis order.
+    They are the order of the mask and, in 3-D, the order S, A, R. The order S, A, R is first if the
+    reader that the model's plans name changes the axis order.
     """
     dims = geometry.dims
-    every_order = [
-        AxisOrder(axes, flipped)
-        for axes in permutations(range(dims))
-        for flipped in product((False, True), repeat=dims)
-    ]
-    likely = every_order[:1]  # the order of the mask: (0, 1, …), nothing flipped
+    orders = [AxisOrder(tuple(range(dims)), (False,) * dims)]
     if dims == 3:
-        likely.append(_find_reoriented_order(geometry))
+        orders.append(_find_reoriented_order(geometry))
     if file.reader_name().endswith(_REORIENTING):
-        likely.reverse()
-    return list(dict.fromkeys([*likely, *every_order]))  # without repetitions
+        orders.reverse()
+    return orders
 
 
 def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
