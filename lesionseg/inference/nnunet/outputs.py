@@ -341,15 +341,13 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     Only orders that give the shape of the mask are compared, the most probable one first
     (`_list_axis_orders`). The result is
 
-    1. the most probable order if the probabilities or the mask have no lesion voxel;
-    2. otherwise the first order with a Dice of at least 0.9;
-    3. otherwise the order with the highest Dice if it is at least 0.5;
-    4. otherwise the most probable order, with a warning, if it keeps the shape of the
-       probabilities or if no other order fits. The mask was then probably changed.
+    1. the most probable order if the probabilities or the mask have no lesion voxel, or if its Dice
+       is at least 0.9;
+    2. otherwise the order with the highest Dice if it is at least 0.5;
+    3. otherwise the most probable order, with a warning. The mask was then probably changed.
 
     Raises:
         GeometryError: If no order fits the shape.
-        ContentError: If none of these four rules gives an order.
     """
     shape = maps.mask.shape
     fitting = []
@@ -364,25 +362,19 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     expected = fitting[0]
     if 0 in maps.n_voxels:
         return expected
-    agreeing = (order for order in fitting if maps.dice(order) >= _SAME_ORDER)
-    best = next(agreeing, None) or max(fitting, key=maps.dice)
+    best = expected
+    if maps.dice(expected) < _SAME_ORDER:
+        best = max(fitting, key=maps.dice)
     dice = maps.dice(best)
     if dice >= _SOME_ORDER:
         return best
-    # if the expected order is plausible, the mask was probably changed after the prediction
-    keeps_shape = expected.shape(maps.shape) == maps.shape == shape
-    if keeps_shape or len(fitting) == 1:
-        _log.warning(
-            "%s: the Dice of its labels and the mask is only %.2f. The mask may be "
-            "post-processed. Candidates come from the probabilities.",
-            file.path,
-            dice,
-        )
-        return expected
-    raise ContentError(
-        f"{file.path}: its labels do not agree with the mask in any axis order (Dice at most "
-        f"{dice:.2f}). Predict this case again with --save_probabilities."
+    _log.warning(
+        "%s: the Dice of its labels and the mask is only %.2f. The mask may be post-processed. "
+        "Candidates come from the probabilities.",
+        file.path,
+        dice,
     )
+    return expected
 
 
 def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
