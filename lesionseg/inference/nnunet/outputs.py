@@ -106,8 +106,7 @@ def read_probabilities(
     Raises:
         ReadError: If a file is damaged or contains objects, or if the mask is missing.
         GeometryError: If the mask does not fit the scan or the probabilities.
-        ContentError: If the values are not probabilities, if channels and labels do not fit, or if
-            the labels of the probabilities and the mask do not agree in any axis order.
+        ContentError: If the values are not probabilities, or if channels and labels do not fit.
         LesionsegError: If the labels in `dataset.json` are not valid.
     """
     path = files.probabilities
