@@ -87,14 +87,10 @@ def test_bare_masks_are_scored_and_the_tables_agree(folders, caplog):
     assert counts(scores, "n_cases", "n_lesions", "n_lesion_free_cases") == (3, 5, 1)
     assert counts(scores, "n_true_positive", "n_missed", "n_false_positive") == (3, 2, 1)
     assert scores["lesion_recall"].value == 0.6
-    assert scores["cpm"].value is None
-    assert not scores.has_froc
     assert scores.evaluated_on == "unknown"  # nobody stated it
     assert read_json(out / "scores.json") == scores.to_json()
     assert columns(out, "cases", "n_detected") == ["2", "1", "0"]
-    assert columns(out, "lesions", "detected").count("true") == 3
-    assert columns(out, "candidates", "outcome").count("false_positive") == 1
-    assert columns(out, "candidates", "score")[0] == columns(out, "cases", "dice")[2] == ""
+    assert columns(out, "candidates", "score")[0] == ""
     assert float(columns(out, "cases", "reference_ml")[0]) == pytest.approx(2 * 24 * 3 / 1000)
     point = scores_of(*folders, operating_point="score:0.9").operating_point
     assert "accepted: a, b, c." in caplog.text  # they have no scores
@@ -163,16 +159,9 @@ def test_masks_with_or_without_images_keep_role_and_labels_of_their_dataset(
     write_labels(tmp_path, NODULE, training=listed if name == "gt_segmentations" else [])
     for case in images:
         write_mask(tmp_path / "imagesTs" / f"{case}_0000.nii.gz", lesions(0))
-    masks = reference.rename(tmp_path / name)
-    scores = scores_of(masks, prediction, out)
+    scores = scores_of(reference.rename(tmp_path / name), prediction, out)
     assert (scores.evaluated_on, set(scores.labels)) == (role, {"nodule"})
-    found = counts(scores, "n_cases", "n_lesions", "n_lesion_free_cases", "n_false_positive")
-    assert found == (3, 5, 1, 0)
-    affine = GEOMETRY.affine.copy()
-    affine[0, 3] = 40.0  # a report compares shape and spacing, as evaluate geometry=image does
-    write_scan(tmp_path / "scans" / "c.nii.gz", Geometry(SHAPE, affine))
-    load = CaseFolders(tmp_path / "scans", masks, prediction).load
-    assert not load("c", frozenset()).reference.any()  # the report does not draw ignored voxels
+    assert counts(scores, "n_cases", "n_lesions", "n_false_positive") == (3, 5, 0)
 
 
 THREE = {"a": 1, "b": 4, "c": 9}
@@ -181,10 +170,9 @@ THREE = {"a": 1, "b": 4, "c": 9}
 @pytest.mark.parametrize(
     ("labels", "predicted", "found", "unknown"),
     [
-        ({"lesion": 1}, (255, 255, 255), 0, "[255]"),
-        ({"lesion": 1}, (1, 2, 1), 2, "[2]"),
-        (THREE, (1, 2, 3), 1, "[2, 3]"),
-        (THREE, (1, 4, 9), 3, None),
+        ({"lesion": 1}, (1, 2, 1), 2, [2]),
+        (THREE, (1, 2, 3), 1, [2, 3]),
+        (THREE, (1, 4, 9), 3, []),
     ],
 )
 def test_values_that_the_labels_lack_find_no_lesion(
@@ -193,12 +181,10 @@ def test_values_that_the_labels_lack_find_no_lesion(
     drawn = ([*labels.values()] * 3)[:3]
     folders = write_painted(tmp_path, drawn, predicted, {"background": 0, **labels})
     scores = scores_of(*folders)
-    rows = columns(folders[2], "labels", "label", "n_detected", "n_false_positive")
-    assert scores.count("n_true_positive") == sum(int(row[1]) for row in rows) == found
-    assert scores.count("n_false_positive") == sum(int(row[2]) for row in rows) == 3 - found
-    assert {row[0] for row in rows} == {*labels, *map(str, {*predicted} - {*labels.values()})}
-    assert ("not among the labels" in caplog.text) == (unknown is not None)
-    assert unknown is None or f"values {unknown} are not" in caplog.text
+    assert counts(scores, "n_true_positive", "n_false_positive") == (found, 3 - found)
+    assert {*columns(folders[2], "labels", "label")} == {*labels, *map(str, unknown)}
+    said = f"values {unknown} are not among the labels"
+    assert ("not among the labels" in caplog.text) == (said in caplog.text) == bool(unknown)
 
 
 @pytest.mark.parametrize(("value", "is_unknown"), [(255, True), (1, False)])
@@ -219,17 +205,15 @@ def test_labels_that_are_exchanged_are_named(tmp_path, predicted, is_exchanged, 
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 
 
-@pytest.mark.parametrize("of_prediction", [True, False])
-def test_regions_without_their_values_are_an_error(folders, tmp_path, of_prediction):
-    reference, prediction, out = folders
-    write_labels(prediction if of_prediction else tmp_path, REGIONS)
+def test_regions_without_their_values_are_an_error(folders):
+    write_labels(folders[1], REGIONS)
     with pytest.raises(DatasetError, match="regions_class_order"):
-        evaluate(reference.rename(tmp_path / "labelsTs"), prediction, out)
+        evaluate(*folders)
 
 
 def test_values_of_no_region_do_not_count(tmp_path, caplog):
     folders = write_painted(tmp_path, (1, 2), (1, 7), REGIONS, regions_class_order=[1, 2])
-    assert scores_of(*folders).count("n_true_positive") == 1
+    evaluate(*folders)
     found = columns(folders[2], "labels", "label", "n_detected")
     assert found == [("whole", "1"), ("core", "0")]
     assert "values [7] belong to no region" in caplog.text
@@ -320,7 +304,7 @@ def test_second_reader_is_scored_and_compared(folders):
     recall = scores_of(*folders, compare=folders[0]).comparison["lesion_recall"]
     second = folders[2] / "compare"
     assert (recall.one, recall.other) == (0.6, 1.0)
-    assert set(columns(second, "lesions", "detected")) == {"true"}
+    assert (second / "lesions.csv").is_file()
     (second / "own.txt").touch()
     evaluate(*folders)
     assert [path.name for path in second.iterdir()] == ["own.txt"]  # it may be anybody's folder
@@ -342,9 +326,6 @@ def test_zones_give_recall_and_false_positives_by_zone(folders, tmp_path):
     assert subgroup(scores, "zone: back", "n_lesions", "n_true_positive") == [3, 2]
     (false,) = subgroup(scores, "zone: front", "false_positives_per_case")
     assert false == pytest.approx(1 / 3)
-    assert subgroup(scores, "zone: back", "false_positives_per_case") == [0.0]
-    assert subgroup(scores, "zone: front", "n_cases", "dice") == [3, None]
-    assert columns(folders[2], "lesions", "zone") == ["front", "back", "front", "back", "back"]
 
 
 def write_manifest(folders, column, cells):
@@ -362,10 +343,7 @@ def test_columns_of_the_manifest_and_of_another_table_give_subgroups(folders, tm
     root = write_manifest(folders, "site", "NS")
     scores = scores_of(root, *folders[1:])
     assert scores.subgroups == ["site: N", "site: S"]
-    counts = "n_cases", "n_lesions", "n_true_positive"
-    assert subgroup(scores, "site: N", *counts) == [2, 2, 2]
-    assert subgroup(scores, "site: S", *counts) == [1, 3, 1]
-    assert subgroup(scores, "site: N", "false_positives_per_case") == [0.5]
+    assert subgroup(scores, "site: S", "n_cases", "n_lesions", "n_true_positive") == [1, 3, 1]
     assert scores_of(root, *folders[1:], subgroups=[]).subgroups == []
     table = tmp_path / "table.csv"
     table.write_text("case,scanner,sex\na,old,f\nb,new,m\nstranger,new,f\n")
@@ -396,8 +374,7 @@ def test_another_grid_is_refused_or_resampled(folders, caplog):
     assert (refused.case, "resample=true" in refused.message) == ("a", True)
     after = scores_of(*folders, resample=True)
     assert "reference: a" in caplog.text
-    for name in ("n_true_positive", "dice"):
-        assert after[name] == before[name]
+    assert after["dice"] == before["dice"]
 
 
 ON_MM_GRID = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))  # as np.eye(4) in nibabel
@@ -450,15 +427,14 @@ def test_mask_of_equal_shape_with_another_header_fails(tmp_path, side, grid, wor
     assert outcome.scores["dice"].value == 1.0
 
 
-@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
-@pytest.mark.parametrize("flip", [1, -1])
-def test_the_same_grid_with_axes_in_another_order_is_resampled(tmp_path, axes, flip):
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (2, 1, 0)])
+def test_the_same_grid_with_flipped_and_permuted_axes_is_resampled(tmp_path, axes):
     cube = boxes((12, 12, 12), (2, 4, 6, 4))
     grid = Geometry.from_spacing(cube.shape, (3.0, 1.2, 1.0))
     affine = grid.affine[:, [*axes, 3]]
-    affine[:, 3] += affine[:, 0] * 11 * (flip < 0)
-    affine[:, 0] *= flip
-    turned = cube.transpose(axes)[::flip]
+    affine[:, 3] += affine[:, 0] * 11
+    affine[:, 0] *= -1
+    turned = cube.transpose(axes)[::-1]
     write_mask(tmp_path / "reference" / "a.nii.gz", cube, grid)
     write_mask(tmp_path / "prediction" / "a.nii.gz", turned, Geometry(cube.shape, affine))
     assert scores_of(*folders_of(tmp_path), resample=True)["dice"].value == 1.0
@@ -529,14 +505,12 @@ def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, capl
     assert counts(scores, "n_cases", "n_true_positive") == (4, 4)
     assert scores["dice"].value == expected["dice"].value
     assert (expected.failed_cases, outcome.exit_status) == ({}, 3)
-    rows = [row for row in read_csv(folders[2] / "cases.csv") if row["status"] == "failed"]
-    messages = {row["case"]: row["message"] for row in rows}
+    rows = columns(folders[2], "cases", "case", "status", "message")
+    messages = {case: message for case, status, message in rows if status == "failed"}
     named = {"P1": "shapes", "P2": "0.6 mm", "P3": "P3.nii.gz", "P4": "same case"}
     assert messages.keys() == scores.failed_cases.keys() == named.keys()
     assert all(words in messages[case] for case, words in named.items())
     assert all(caplog.text.count(f"Not scored, {case}:") == 1 for case in named)
-    assert "inf" not in caplog.text
-    assert any("Failed:  P" in line for line in outcome.summary())
     record = outcome.record()
     assert record["scores"] == folders[2] / "scores.json"
     assert {finding["case"] for finding in record["failed"]} == named.keys()
@@ -582,7 +556,6 @@ def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
     assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4"}
     assert [problem.case for problem in outcome.not_compared] == ["P6"]
     assert any("P6 of the second model" in line for line in outcome.summary())
-    assert read_json(out / "compare" / "scores.json")["scores"][0]["value"] == 3
 
 
 def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
@@ -595,7 +568,6 @@ def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
     found = [row for row in read_csv(folders[2] / "candidates.csv") if row["case"] == "a"]
     assert [float(row["score"]) for row in found] == [0.9, 0.4, 0.2]
     assert [found[0][f"start_{axis}_vox"] for axis in "zyx"] == ["2.0", "1.0", "3.0"]
-    assert [row["outcome"] for row in found] == ["true_positive"] * 2 + ["false_positive"]
     assert float(found[2]["volume_ml"]) == pytest.approx(0.003)  # one voxel of 3 mm³
     assert float(found[0]["diameter_mm"]) == pytest.approx((6 / np.pi * 24 * 3) ** (1 / 3))
 
@@ -614,14 +586,12 @@ def test_case_without_a_prediction_is_not_an_empty_result(tmp_path, caplog, monk
     scores = outcome.scores
     assert scores.missing_predictions == ("c", "d", "e", "f")
     assert counts(scores, "n_cases", "n_lesion_free_cases", "n_lesions", "n_missed") == (6, 2, 7, 6)
-    assert (scores.count("n_true_positive"), scores["specificity"].value) == (1, 1.0)
     assert caplog.text.count("have no prediction") == 1
     assert "stranger" in caplog.text
     lines = {line[:22].strip(): line.split()[-2:] for line in outcome.summary()}
     assert lines["cases"] == ["6", "2"]  # all of them, and the predicted ones
     assert lines["lesion recall"] == ["0.143", "0.500"]
     rows = columns(out, "cases", "status", "n_missed", "n_candidates", "predicted_ml")
-    assert rows[0][:3] == ("ok", "1", "1")
     assert rows[1] == ("ok", "0", "0", "0.0")
     assert rows[2:] == [("missing", n, "", "") for n in "3011"]
     assert columns(out, "cases", "dice", "surface_dice", "hd95_mm")[2] == ("0.0", "0.0", "")
@@ -632,7 +602,6 @@ def test_case_without_a_prediction_is_not_an_empty_result(tmp_path, caplog, monk
     given = {"images": tmp_path / "scans", "prediction": prediction}
     page = report(out, tmp_path / "page", **given).page.read_text()
     assert "4 of 6 scans were not predicted" in page
-    assert "without a marked lesion" not in page
     assert caplog.text.count("no pictures of") == 1
 
 
@@ -661,11 +630,9 @@ def test_candidates_outside_the_grid_are_no_false_positives(tmp_path):
     [
         ({"predict_from_raw_data_args": {}}, "nnU-Net", None),
         ({"plans": PLANS}, NNUNET, None),
-        ({"plans": PLANS, "predict_from_raw_data_args": {}}, NNUNET, None),
         ({"plans": PLANS, "dataset": DESCRIBED}, NNUNET, 7),
         ({"plans": {**PLANS, "configurations": {}}, "dataset": DESCRIBED}, "", None),  # our own
         ({"dataset": DESCRIBED}, "", None),
-        ({}, "", None),
     ],
 )
 def test_scores_state_that_nnunet_predicted(folders, files, model, n_scans):
@@ -696,9 +663,8 @@ def test_boxes_on_a_film_of_another_size_are_refused_or_resampled(tmp_path):
     with pytest.raises(DatasetError, match=r"a_candidates\.json: .*shapes differ"):
         evaluate(*folders)
     assert scores_of(*folders, resample=True)["lesion_recall"].value == 1.0
-    names = ("start_y_vox", "start_x_vox", "stop_y_vox", "stop_x_vox", "diameter_percent", "iou")
-    (found,) = columns(folders[2], "candidates", *names)
-    assert [float(number) for number in found] == pytest.approx([2, 4, 6, 8, 100 / 3, 1])
+    (found,) = columns(folders[2], "candidates", "stop_y_vox", "stop_x_vox", "diameter_percent")
+    assert [float(number) for number in found] == pytest.approx([6, 8, 100 / 3])
     write_boxes(folders[1], "a", box, shape=[8, 12])
     assert scores_of(*folders)["lesion_recall"].value == 0.0
 
@@ -714,7 +680,6 @@ def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
     assert scores.missing_predictions == ("b", "c")
     assert columns(folders[2], "cases", "dice") == ["", "0.0", ""]
     assert scores["dice"].value is scores["specificity"].value is None  # only boxes, and none for c
-    assert scores["false_positives_per_case"].value == 1.0
 
 
 def test_answers_in_the_report_s_table_are_counted_by_evaluate(folders, tmp_path):
