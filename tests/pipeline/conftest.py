@@ -17,6 +17,12 @@ def bundle(tmp_path, plan):
     return tmp_path / "bundle"
 
 
+@pytest.fixture
+def out(tmp_path):
+    """Return the path of an output folder that does not exist."""
+    return tmp_path / "out"
+
+
 @pytest.fixture(autouse=True)
 def plain_pages():
     """Draw no charts and few pictures."""

@@ -24,9 +24,9 @@ GRID = Geometry.from_spacing((12, 18, 20), (1.0, 1.0, 1.0))
 
 @pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="Windows cannot refuse links")
 @pytest.mark.parametrize("name", ["predictions.log", "predictions.jsonl"])
-def test_log_is_not_written_through_a_link_or_into_a_folder(run_predict, tmp_path, name):
+def test_log_is_not_written_through_a_link_or_into_a_folder(out, run_predict, tmp_path, name):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
-    log = tmp_path / "out" / name
+    log = out / name
     log.mkdir(parents=True)
     status, _, messages = run_predict("json_lines=true")
     assert status == 1
@@ -47,12 +47,12 @@ def small_bundle(tmp_path, plan):
 
 
 @pytest.fixture
-def run_predict(small_bundle, tmp_path, capsys, caplog):
+def run_predict(out, small_bundle, tmp_path, capsys, caplog):
     """Return a function that runs the command and returns status, output and messages."""
 
     def call(*overrides):
         settings = [f"bundle={small_bundle}", "device=cpu"]
-        settings += [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+        settings += [f"input={tmp_path / 'in'}", f"output={out}"]
         status = run("predict", [*settings, *overrides])
         printed = capsys.readouterr()
         logged = [r.getMessage() for r in caplog.records if r.levelno >= logging.INFO]
@@ -78,18 +78,18 @@ def statuses(output):
     return {row["case"]: row["status"] for row in read_csv(output / "predictions.csv")}
 
 
-def test_folder_that_cannot_be_opened_fails_every_night(run_predict, tmp_path, monkeypatch):
+def test_folder_that_cannot_be_opened_fails_every_night(out, run_predict, tmp_path, monkeypatch):
     write_scan(tmp_path / "in" / "P1" / "a.nii.gz", GRID)
     (tmp_path / "in" / "P2").mkdir()
     monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "P2")
     assert [run_predict()[0], run_predict()[0]] == [3, 3]
-    assert statuses(tmp_path / "out") == {"P1_a": "kept", "P2": "failed"}
+    assert statuses(out) == {"P1_a": "kept", "P2": "failed"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
-def test_logs_of_earlier_runs_become_private(run_predict, tmp_path):
+def test_logs_of_earlier_runs_become_private(out, run_predict, tmp_path):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
-    logs = [tmp_path / "out" / name for name in ("predictions.log", "predictions.jsonl")]
+    logs = [out / name for name in ("predictions.log", "predictions.jsonl")]
     for private in ("false", "true"):
         assert run_predict("json_lines=true", f"private={private}")[0] == 0
         is_private = [file.stat().st_mode & 0o077 == 0 for file in logs]
@@ -107,9 +107,8 @@ def test_log_on_a_full_disk_gives_one_sentence(caplog, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
+def test_exit_status_and_messages_follow_each_night(out, run_predict, tmp_path):
     inbox = tmp_path / "in"
-    out = tmp_path / "out"
     status, _, messages = run_predict()
     assert (status, messages.count("no image found")) == (1, 1)
     assert not out.exists()
@@ -119,7 +118,6 @@ def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
     status, printed, messages = run_predict()
     assert (status, (messages + printed).count("b failed: ")) == (3, 1)
     assert "1 predicted, 0 kept from an earlier run, 1 failed" in printed
-    assert "*.img, of an unknown format (c.img)" in printed
     assert statuses(out) == {"*.img": "skipped", "a": "done", "b": "failed"}
     # an unchanged case that failed before does not fail the run again
     status, printed, messages = run_predict()
@@ -141,18 +139,18 @@ def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
     assert run_predict("names=none")[0] == 2
 
 
-def test_cases_with_failures_outside_of_the_file_run_again(run_predict, tmp_path, monkeypatch):
+def test_cases_with_failures_outside_of_the_file_run_again(out, run_predict, tmp_path, monkeypatch):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
     full = Mock(side_effect=OSError(28, "No space left on device"))
     for function in ("io.scans.content_digest", "pipeline.predict_case.write_prediction"):
         with monkeypatch.context() as patch:
             patch.setattr(f"lesionseg.{function}", full)
             assert [run_predict()[0], run_predict()[0]] == [3, 3]
-    assert {file.name for file in (tmp_path / "out").glob("*a*_*")} == {"a_failed.json"}
+    assert {file.name for file in out.glob("*a*_*")} == {"a_failed.json"}
     assert run_predict()[0] == 0
 
 
-def test_stopped_run_records_the_scans_that_it_finished(run_predict, tmp_path, monkeypatch):
+def test_stopped_run_records_the_scans_that_it_finished(out, run_predict, tmp_path, monkeypatch):
     for name in "ab":
         write_scan(tmp_path / "in" / f"{name}.nii.gz", GRID)
     infer = CaseWork.infer
@@ -165,16 +163,15 @@ def test_stopped_run_records_the_scans_that_it_finished(run_predict, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(CaseWork, "infer", stop_at_second)
         assert run_predict()[0] == 130
-    *_, finished, stopped = (tmp_path / "out" / "predictions.log").read_text().splitlines()
+    *_, finished, stopped = (out / "predictions.log").read_text().splitlines()
     assert " a: done, " in finished
     assert "WARNING The run was stopped" in stopped
-    assert statuses(tmp_path / "out") == {"a": "done"}
+    assert statuses(out) == {"a": "done"}
     status, printed, _ = run_predict()
     assert (status, "1 predicted, 1 kept" in printed) == (0, True)
 
 
-def test_log_has_times_and_one_line_per_scan(run_predict, tmp_path):
-    out = tmp_path / "out"
+def test_log_has_times_and_one_line_per_scan(out, run_predict, tmp_path):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
     (tmp_path / "in" / "b.nii.gz").write_text("no image")
     run_predict("json_lines=true")
@@ -182,7 +179,7 @@ def test_log_has_times_and_one_line_per_scan(run_predict, tmp_path):
     text = (out / "predictions.log").read_text()
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) "
     assert all(re.match(stamp, line) for line in text.splitlines())
-    expected = {"predict begins.": 2, " a: done, ": 1, "WARNING b: failed": 1, "b: failed": 1}
+    expected = {" a: done, ": 1, "WARNING b: failed": 1, "b: failed": 1}
     expected |= {"exit status 3": 1, "exit status 0": 1}
     assert {words: text.count(words) for words in expected} == expected
     written = (out / "predictions.jsonl").read_text(encoding="utf-8")

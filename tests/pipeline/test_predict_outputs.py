@@ -35,10 +35,10 @@ def texts(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_extra")
-def test_missing_extra_is_one_sentence_and_no_part_of_the_key(bundle, tmp_path, caplog, texts):
+def test_missing_extra_is_one_sentence_and_no_part_of_the_key(out, bundle, tmp_path, caplog, texts):
     write_series(tmp_path / "in" / "P1", "1.1")
     write_array(tmp_path / "in" / "nifti.nii", VOXELS.astype("float32"))
-    outcome, rows = run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    outcome, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
     said = "No DICOM results: this installation lacks the extra, lesionseg/extras/pacs."
     assert caplog.text.count(said) == 1
     assert rows["P1"].message.startswith(said)
@@ -47,7 +47,7 @@ def test_missing_extra_is_one_sentence_and_no_part_of_the_key(bundle, tmp_path, 
     assert not [*tmp_path.glob("out/*.dcm")]
     assert all("(False, 'lesionseg', False, None, '')" in text for text in texts)
     # results without them are kept by a run that asks for none
-    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=False)
+    outcome, _ = run(bundle, tmp_path / "in", out, dicom_output=False)
     assert all(row.is_unchanged for row in outcome.rows)
 
 
@@ -60,21 +60,21 @@ def test_missing_extra_is_one_sentence_and_no_part_of_the_key(bundle, tmp_path, 
         ({"input": ADDRESS}, "input"),
     ],
 )
-def test_settings_that_need_the_missing_extra_are_errors(bundle, tmp_path, settings, setting):
+def test_settings_that_need_the_missing_extra_are_errors(out, bundle, tmp_path, settings, setting):
     write_series(tmp_path / "in" / "P1", "1.1")
     settings = {"input": tmp_path / "in", **settings}
     with pytest.raises(ConfigError, match=rf"^{setting}: .*lesionseg/extras/pacs"):
-        run(bundle, settings.pop("input"), tmp_path / "out", **settings)
+        run(bundle, settings.pop("input"), out, **settings)
     assert not [*tmp_path.glob("out/P1*")]
 
 
 @pytest.mark.parametrize("dicom_output", [True, False, "all"])
 def test_key_states_the_dicom_results_as_earlier_versions_did(
-    bundle, tmp_path, texts, dicom_output
+    out, bundle, tmp_path, texts, dicom_output
 ):
     pytest.importorskip("lesionseg.extras.pacs")
     write_array(tmp_path / "in" / "nifti.nii", VOXELS.astype("float32"))
-    run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=dicom_output)
+    run(bundle, tmp_path / "in", out, dicom_output=dicom_output)
     (text,) = texts
     assert f"(False, 'lesionseg', {dicom_output!r}, None, '')" in text
 

@@ -53,8 +53,7 @@ def archive(tmp_path):
     return tmp_path / "archive"
 
 
-def test_localisers_single_slices_and_films_of_an_archive_are_skipped(bundle, archive, tmp_path):
-    out = tmp_path / "out"
+def test_localisers_single_slices_and_films_of_an_archive_are_skipped(out, bundle, archive):
     outcome, rows = run(bundle, archive, out)
     predicted = {case for case, row in rows.items() if row.status == "done"}
     assert predicted == {"P1_t1", "P1_flair", "P1_short", "P1_ct", "P1_nifti"}
@@ -95,11 +94,11 @@ def test_localisers_single_slices_and_films_of_an_archive_are_skipped(bundle, ar
     ],
 )
 def test_series_are_chosen_by_modality_description_and_slices(
-    bundle, archive, tmp_path, monkeypatch, series, expected
+    out, bundle, archive, monkeypatch, series, expected
 ):
     # The rows show which scans are not skipped, so no prediction is needed.
     monkeypatch.setattr(Bright, "forward", lambda *_: 1 / 0)
-    _, rows = run(bundle, archive, tmp_path / "out", series=series)
+    _, rows = run(bundle, archive, out, series=series)
     tried = {case.removeprefix("P1_") for case, row in rows.items() if row.status != "skipped"}
     assert tried == expected
     assert any(f"series.{next(iter(series))}" in row.message for row in rows.values())
@@ -120,21 +119,21 @@ def test_named_scan_is_predicted_even_if_it_is_a_localiser(bundle, archive, tmp_
         assert [row.status for row in rows.values()] == expected
 
 
-def test_folder_of_skipped_scans_gives_a_table_and_status_1(bundle, archive, tmp_path):
+def test_folder_of_skipped_scans_gives_a_table_and_status_1(out, bundle, archive):
     with pytest.raises(ConfigError, match="regular expression"):
-        run(bundle, archive, tmp_path / "out", series={"description": "("})
-    outcome, _ = run(bundle, archive / "P1" / "loc", tmp_path / "out")
+        run(bundle, archive, out, series={"description": "("})
+    outcome, _ = run(bundle, archive / "P1" / "loc", out)
     assert outcome.exit_status == 1
-    assert [row["status"] for row in read_csv(tmp_path / "out" / TABLE)] == ["skipped"]
+    assert [row["status"] for row in read_csv(out / TABLE)] == ["skipped"]
 
 
-def test_scan_without_contrast_is_blank_and_has_no_detection(bundle, tmp_path):
+def test_scan_without_contrast_is_blank_and_has_no_detection(out, bundle, tmp_path):
     folder = tmp_path / "in"
     write_array(folder / "zero.nii", np.zeros(SHAPE, np.float32))
     write_array(folder / "hundred.nii", np.full(SHAPE, 100, np.int16))
     write_array(folder / "fine.nii", VOXELS.astype(np.float32))
     for fine in ("done", "kept"):
-        outcome, rows = run(bundle, folder, tmp_path / "out")
+        outcome, rows = run(bundle, folder, out)
         statuses = {case: row.status for case, row in rows.items()}
         assert statuses == {"zero": "blank", "hundred": "blank", "fine": fine}
         assert outcome.exit_status == 0
