@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from lesionseg.cli import run
 from lesionseg.core import Case, Geometry, Reference, Volume
 from tests.models.plans import plan_of
 
@@ -59,6 +60,17 @@ def plan():
     """Return a 3-D plan of two stages that is small enough for a test."""
     strides = ((1, 1, 1), (2, 2, 2))
     return plan_of(dims=3, strides=strides, table={"blocks": 1}, channel_names=("T1",))
+
+
+@pytest.fixture
+def run_command(capsys):
+    """Return a function that runs a command, checks its exit status, and returns what it prints."""
+
+    def call(name, settings, status=0):
+        assert run(name, [*settings]) == status
+        return capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture

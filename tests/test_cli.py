@@ -171,18 +171,18 @@ def test_value_of_a_wrong_type_or_range_is_an_error(override, expected):
         (["experiment=demo_mri", "operating_point=sensitivity:2"], "best_f1, fp_per_case:1"),
     ],
 )
-def test_argument_that_is_no_override_is_an_error(argv, meant, capsys):
-    assert run("train", argv) == 2
-    assert meant in capsys.readouterr().err
+def test_argument_that_is_no_override_is_an_error(run_command, argv, meant):
+    assert meant in run_command("train", argv, 2).err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_missing_setting_is_named_and_help_lists_examples_and_options(command, capsys, repository):
+def test_missing_setting_is_named_and_help_lists_examples_and_options(
+    run_command, command, capsys, repository
+):
     script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
     assert f'run("{command}"' in script
     if command != "follow":
-        assert run(command, []) == 2
-        assert REQUIRED[command][0].partition("=")[0] in capsys.readouterr().err
+        assert REQUIRED[command][0].partition("=")[0] in run_command(command, [], 2).err
     for example in examples(command):
         compose(command, shlex.split(example))
     assert main([command, "--help"]) == 0
@@ -203,19 +203,15 @@ def test_help_of_all_settings_lists_every_key_and_option(command, capsys):
         assert all(f"  {group}={option}" in page for option in options)
 
 
-def test_help_of_a_group_or_section_lists_its_keys(capsys):
-    assert run("train", ["--help=loss"]) == 0
-    assert "loss=focal" in capsys.readouterr().out
-    assert run("train", ["--help=trainer"]) == 0
-    assert "max_minutes: null" in capsys.readouterr().out
-    assert run("train", ["--help=trianer"]) == 2
-    assert "'trainer'" in capsys.readouterr().err
+def test_help_of_a_group_or_section_lists_its_keys(run_command):
+    assert "loss=focal" in run_command("train", ["--help=loss"]).out
+    assert "max_minutes: null" in run_command("train", ["--help=trainer"]).out
+    assert "'trainer'" in run_command("train", ["--help=trianer"], 2).err
 
 
-def test_cfg_prints_the_settings_and_runs_nothing(capsys):
+def test_cfg_prints_the_settings_and_runs_nothing(run_command):
     def print_settings(command, *argv):
-        assert run(command, [*argv]) == 0
-        return yaml.safe_load(capsys.readouterr().out)
+        return yaml.safe_load(run_command(command, argv).out)
 
     found = print_settings("train", "data.root=a, b", "loss.gamma=3", "--cfg")
     assert (found["data"]["root"], found["loss"]["gamma"]) == ("a, b", 3)
@@ -224,10 +220,9 @@ def test_cfg_prints_the_settings_and_runs_nothing(capsys):
     assert (found["input"], found["output"]) == ("a b", "c")
 
 
-def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(tmp_path, capsys):
+def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(run_command, tmp_path):
     nowhere = tmp_path / "nowhere"
-    assert run("report", [f"scores={nowhere}", "output=o", "--json"]) == 1
-    printed = capsys.readouterr()
+    printed = run_command("report", [f"scores={nowhere}", "output=o", "--json"], 1)
     assert "nowhere" in printed.err
     assert "Traceback" not in printed.err
     record = json.loads(printed.out)
@@ -236,16 +231,25 @@ def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(tmp_p
         lesionseg.report(nowhere, "o")
 
 
-def test_json_states_that_a_command_was_stopped(monkeypatch, capsys):
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", Mock(side_effect=KeyboardInterrupt))
-    assert run("report", ["scores=s", "output=o", "--json"]) == 130
-    assert json.loads(capsys.readouterr().out)["exit_status"] == 130
+@pytest.fixture
+def fail(monkeypatch):
+    """Return a function that makes every command raise an error."""
+
+    def call(error):
+        monkeypatch.setattr("lesionseg.cli.command.run_recipe", Mock(side_effect=error))
+
+    return call
+
+
+def test_json_states_that_a_command_was_stopped(fail, run_command):
+    fail(KeyboardInterrupt)
+    printed = run_command("report", ["scores=s", "output=o", "--json"], 130).out
+    assert json.loads(printed)["exit_status"] == 130
 
 
 @pytest.mark.parametrize("other", ["--cfg", "--multirun"])
-def test_json_prints_the_result_of_one_command(other, capsys):
-    assert run("report", ["scores=s", "output=o", "--json", other]) == 2
-    assert "--json" in capsys.readouterr().err
+def test_json_prints_the_result_of_one_command(run_command, other):
+    assert "--json" in run_command("report", ["scores=s", "output=o", "--json", other], 2).err
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
@@ -281,30 +285,27 @@ BEGUN_AGAIN = [
     [(*case, True) for case in CONTINUED] + [(*case, False) for case in BEGUN_AGAIN],
 )
 def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
-    monkeypatch, tmp_path, capsys, command, argv, can_continue
+    fail, run_command, monkeypatch, tmp_path, command, argv, can_continue
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", Mock(side_effect=KeyboardInterrupt))
-    assert run(command, argv) == 130
-    last_line = capsys.readouterr().err.splitlines()[-1]
+    fail(KeyboardInterrupt)
+    last_line = run_command(command, argv, 130).err.splitlines()[-1]
     assert last_line == ("Stopped. The same command continues." if can_continue else "Stopped.")
 
 
 @pytest.mark.parametrize(
     ("command", "continues"), [("predict", "The same command then continues."), ("evaluate", "")]
 )
-def test_lack_of_memory_is_one_sentence(monkeypatch, capsys, command, continues):
-    recipe = Mock(side_effect=MemoryError("Unable to allocate 64. GiB for an array"))
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", recipe)
-    assert run(command, REQUIRED[command]) == 1
-    printed = capsys.readouterr().err.strip()
+def test_lack_of_memory_is_one_sentence(fail, run_command, command, continues):
+    fail(MemoryError("Unable to allocate 64. GiB for an array"))
+    printed = run_command(command, REQUIRED[command], 1).err.strip()
     assert printed.startswith("Error: The memory ran out: Unable to allocate 64. GiB")
     assert printed.endswith(continues)
     assert ("continues" in printed) == bool(continues)
 
 
-def test_other_runtime_errors_are_raised(monkeypatch):
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", Mock(side_effect=RuntimeError("odd")))
+def test_other_runtime_errors_are_raised(fail):
+    fail(RuntimeError("odd"))
     with pytest.raises(RuntimeError, match="odd"):
         run("predict", REQUIRED["predict"])
 
@@ -354,13 +355,12 @@ def test_several_texts_of_a_multirun_are_its_jobs(jobs):
     assert [cfg.run_dir for cfg in jobs[2:]] == ["runs/a", "runs/b"]
 
 
-def test_setting_that_all_jobs_of_a_multirun_lack_is_named(jobs, capsys):
-    assert run("train", ["-m", "seed=0,1"]) == 2
-    assert "give data.root=" in capsys.readouterr().err
+def test_setting_that_all_jobs_of_a_multirun_lack_is_named(run_command, jobs):
+    assert "give data.root=" in run_command("train", ["-m", "seed=0,1"], 2).err
     assert not jobs
 
 
-def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path, capsys):
+def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     errors = list[Any]()
 
@@ -376,23 +376,22 @@ def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path, capsy
     assert lines == ["Job 0 (seed=0): seed 0 is wrong.", "Job 2 (seed=2): seed 2 is wrong."]
 
 
-def test_experiment_in_a_user_s_folder_is_found(tmp_path, capsys):
+def test_experiment_in_a_user_s_folder_is_found(run_command, tmp_path):
     folder = tmp_path / "my conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\n# short\ntrainer: {max_minutes: 7}\n")
     asked = ["--config-dir", str(folder.parent), "experiment=mine", "data.root=x", "-c", "job"]
-    assert run("train", asked) == 0
-    assert "max_minutes: 7" in capsys.readouterr().out
-    assert run("train", [f"--config-dir={folder.parent}", "experiment=min"]) == 2
-    assert "Did you mean 'mine'?" in capsys.readouterr().err
+    assert "max_minutes: 7" in run_command("train", asked).out
+    asked[2] = "experiment=min"
+    assert "Did you mean 'mine'?" in run_command("train", asked, 2).err
     (folder / "wrong.yaml").write_text("# @package _global_\nsead: 1\n")
-    assert run("train", [*asked[:2], "experiment=wrong", "data.root=x"]) == 2
-    assert "'seed'" in capsys.readouterr().err
+    wrong = [*asked[:2], "experiment=wrong", "data.root=x"]
+    assert "'seed'" in run_command("train", wrong, 2).err
 
 
 @pytest.mark.parametrize("name", ["a b,c", "a[1]", "it's", "ä"])
 def test_several_folders_of_options_with_any_names_are_searched(
-    tmp_path, monkeypatch, capsys, name
+    tmp_path, monkeypatch, run_command, name
 ):
     for variable in ("HOME", "USERPROFILE"):  # the second one on Windows
         monkeypatch.setenv(variable, str(tmp_path))
@@ -403,8 +402,8 @@ def test_several_folders_of_options_with_any_names_are_searched(
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text(text)
     folders = ["--config-dir", str(tmp_path / "other"), f"--config-dir=~/{name}"]
-    assert run("train", [*folders, "loss=mine", "optim=slow", "data.root=x", "-c"]) == 0
-    found = yaml.safe_load(capsys.readouterr().out)
+    settings = [*folders, "loss=mine", "optim=slow", "data.root=x", "-c"]
+    found = yaml.safe_load(run_command("train", settings).out)
     assert found["loss"] == {"_target_": "lesionseg.losses.FocalLoss"}
     assert (found["optim"]["name"], found["optim"]["lr"]) == ("adamw", 0.0001)
     assert run("train", ["hydra.searchpath=[file://a", "data.root=x"]) == 2

@@ -7,7 +7,6 @@ import pytest
 
 import lesionseg
 import lesionseg.cli.command as command_module
-from lesionseg.cli import run
 from lesionseg.cli.paths import check_paths
 from lesionseg.config import COMMANDS, PathKind, Settings, settings_of
 from lesionseg.errors import ConfigError, LesionsegError
@@ -120,11 +119,12 @@ def test_mistyped_path_is_named_with_its_key(command, key):
         ("follow", "output", "res.csv", "output=res.csv is the name of a file"),
     ],
 )
-def test_path_to_another_kind_of_file_or_folder_is_named(command, key, wrong, words, place, capsys):
+def test_path_to_another_kind_of_file_or_folder_is_named(
+    run_command, command, key, wrong, words, place
+):
     (place / "empty").mkdir()
     before = {*place.iterdir()}
-    assert run(command, arguments_of(command, **{key: wrong})) == 1
-    assert words in capsys.readouterr().err
+    assert words in run_command(command, arguments_of(command, **{key: wrong}), 1).err
     assert {*place.iterdir()} == before
 
 
@@ -150,16 +150,16 @@ def test_empty_path_is_not_the_current_folder(command, key):
     assert f"{key}= is empty" in str(error)
 
 
-def test_empty_root_of_annotated_images_is_not_the_current_folder(place, capsys):
-    assert run("train", ["data.root=", "data.annotations=boxes.csv", "run_dir=r"]) == 2
-    assert "data.root= is empty" in capsys.readouterr().err
+def test_empty_root_of_annotated_images_is_not_the_current_folder(run_command, place):
+    settings = ["data.root=", "data.annotations=boxes.csv", "run_dir=r"]
+    assert "data.root= is empty" in run_command("train", settings, 2).err
 
 
-def test_file_without_permission_is_a_sentence(place, capsys, monkeypatch):
+def test_file_without_permission_is_a_sentence(run_command, place, monkeypatch):
     refusal = PermissionError(errno.EACCES, "Permission denied", "out/predictions.log")
     monkeypatch.setattr(command_module, "run_recipe", Mock(side_effect=refusal))
-    assert run("predict", arguments_of("predict")) == 1
-    assert "Error: out/predictions.log: Permission denied." in capsys.readouterr().err
+    printed = run_command("predict", arguments_of("predict"), 1).err
+    assert "Error: out/predictions.log: Permission denied." in printed
 
 
 def test_empty_path_among_several_bundles_is_an_error(place):
@@ -184,9 +184,8 @@ def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(command, key
     assert f"{key}={url}: this cannot be a URL" in str(error)
 
 
-def test_mistyped_input_is_an_error_before_a_model_is_downloaded(place, capsys):
+def test_mistyped_input_is_an_error_before_a_model_is_downloaded(run_command, place):
     model = "https://127.0.0.1:1/model.zip"
-    assert run("predict", arguments_of("predict", bundle=model, input="nowhere")) == 1
-    error = capsys.readouterr().err
+    error = run_command("predict", arguments_of("predict", bundle=model, input="nowhere"), 1).err
     assert "input=nowhere" in error
     assert "127.0.0.1" not in error

@@ -50,13 +50,12 @@ def test_layout_of_the_plugin_is_used(tmp_path, rng, caplog):
 
 
 @pytest.mark.usefixtures("with_plugin")
-def test_experiment_of_the_plugin_is_used(capsys):
+def test_experiment_of_the_plugin_is_used(run_command):
     experiment = ["--config-dir", "pkg://lesionseg_example.conf", "experiment=short", "--cfg"]
-    assert run("train", experiment) == 0
-    assert "max_minutes: 5" in capsys.readouterr().out
+    assert "max_minutes: 5" in run_command("train", experiment).out
 
 
-def test_layout_of_a_package_that_is_not_installed_is_unknown(tmp_path, rng, capsys):
+def test_layout_of_a_package_that_is_not_installed_is_unknown(run_command, tmp_path, rng):
     write_pairs(tmp_path / "data", rng)
-    assert run("prepare", [f"data.root={tmp_path / 'data'}", "check=true"]) == 1
-    assert "layout" in capsys.readouterr().err
+    settings = [f"data.root={tmp_path / 'data'}", "check=true"]
+    assert "layout" in run_command("prepare", settings, 1).err

@@ -91,11 +91,10 @@ def test_predictions_are_predicted_again_into_the_same_folder(earlier):
     assert {case: row["n_accepted"] for case, row in rows.items()} == before
 
 
-def test_scores_are_refused_with_the_command_that_writes_them_again(earlier, capsys):
+def test_scores_are_refused_with_the_command_that_writes_them_again(run_command, earlier):
     report = ["scores=scores", "output=page", "images=raw/imagesTs", "reference=raw/labelsTs"]
     report += ["prediction=found", "report.pdf=false"]
-    assert run("report", report) == 1
-    assert "evaluate reference=" in capsys.readouterr().err
+    assert "evaluate reference=" in run_command("report", report, 1).err
     recall = read_json(Path("scores/scores.json"))["lesion_recall"]["value"]
     again = evaluate("raw/labelsTs", "found", Path("scores"))
     assert again["lesion_recall"]["value"] == recall

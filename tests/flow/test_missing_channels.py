@@ -67,9 +67,8 @@ def test_scan_without_a_channel_is_predicted_with_a_warning(folder, plan, tmp_pa
     assert (row["missing"], row["operating_point"]) == ("T1", point.name)
     assert "without T1" in row["warning"]
     assert "empty" not in row["warning"].lower()
-    written = read_json(next((tmp_path / "out").glob("*_candidates.json")))
-    assert written["operating_point"]["score"] == point.score
-    assert written["input_check"]["missing"] == ["T1"]
+    (file,) = (tmp_path / "out").glob("*_candidates.json")
+    assert read_json(file)["input_check"]["missing"] == ["T1"]
 
 
 def test_empty_cell_and_array_without_a_channel_give_equal_results(folder, tmp_path):
@@ -85,9 +84,6 @@ def test_empty_cell_and_array_without_a_channel_give_equal_results(folder, tmp_p
     assert predictor(folder / FLAIR, missing=["T1"]).operating_point == array.operating_point
     with pytest.raises(ConfigError, match="T2"):
         predictor(folder / FLAIR, missing=["T2"])
-    nothing = Volume(volume.array.repeat(2, 0), volume.geometry, missing=(0, 1))
-    with pytest.raises(DatasetError, match="no FLAIR, T1"):
-        predictor.predict_volume(nothing, "a")
 
 
 def test_model_without_channel_dropout_refuses_missing_channels(folder, plan, tmp_path, capsys):
@@ -100,6 +96,4 @@ def test_model_without_channel_dropout_refuses_missing_channels(folder, plan, tm
     with pytest.raises(DatasetError, match="no T1"):
         both(folder / FLAIR, missing=["T1"])
     train(folder / "raw", tmp_path / "run", *SETTINGS, status=1)
-    printed = capsys.readouterr().err
-    assert "SIM_000" in printed
-    assert "data.channel_dropout" in printed
+    assert "data.channel_dropout" in capsys.readouterr().err

@@ -36,11 +36,11 @@ def test_oldest_packages_train_predict_evaluate_and_report(tmp_path):
     scores = tmp_path / "scores"
     images = tmp_path / "raw" / "images"
     found = tmp_path / "found"
-    command = ["-m", "lesionseg"]
-    python(*command, "train", *small_training(tmp_path, n_cases=6), "--json")
-    python(*command, "predict", f"bundle={run}", f"input={images}", f"output={found}", "--json")
-    places = [f"reference={tmp_path / 'raw'}", f"prediction={found}", f"output={scores}"]
-    python(*command, "evaluate", *places, "replicates=10", "--json")
     page = tmp_path / "page"
-    python(*command, "report", f"scores={scores}", f"images={images}", f"output={page}", "--json")
+    commands = f"""predict bundle={run} input={images} output={found}
+        evaluate reference={tmp_path / "raw"} prediction={found} output={scores} replicates=10
+        report scores={scores} images={images} output={page}"""
+    python("-m", "lesionseg", "train", *small_training(tmp_path, n_cases=6), "--json")
+    for command in commands.splitlines():
+        python("-m", "lesionseg", *command.split(), "--json")
     assert (page / "report.html").is_file()

@@ -51,14 +51,12 @@ def test_regions_are_planned_and_scored_by_name(folder):
     for found in (scores_of(folder / "run"), scores_of(folder / "run" / "test")):
         assert found["n_lesions"] == found["n_cases"] == found["n_true_positive"] == 1
         assert list(found["per_label"]) == plan["label_names"] == ["whole tumor", "core"]
-        assert found["per_label"]["core"]["n_lesions"] == 1
         assert found["dice"]["mean"] > 0.3
         assert found["per_label"]["whole tumor"]["dice"]["mean"] == found["dice"]["mean"]
         # the ignored ball is brighter than any lesion, but no false positive
         assert found["n_false_positive"] == 0
         assert found["operating_point"]["score"] == 0.3
     (row,) = read_csv(folder / "run" / "cases.csv")
-    assert float(row["dice_core"]) >= 0
     assert row["n_lesions_whole_tumor"] == "1"
 
 

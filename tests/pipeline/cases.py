@@ -1,5 +1,7 @@
 """Small masks, scans and commands for the tests of several recipes."""
 
+import gzip
+
 import numpy as np
 
 from lesionseg.core import Geometry, Volume
@@ -44,6 +46,24 @@ def predict_bright(bundle, source, output, **options):
     """Run `predict` with a bundle of the network `Bright`. DICOM results are written on request."""
     options = {"dicom_output": False, "architectures": {"mine": make_bright}, **options}
     return predict(bundle, source, output, device="cpu", **options)
+
+
+def statuses(outcome):
+    """Return the status of each case of a prediction."""
+    return {row.case: row.status for row in outcome.rows}
+
+
+def contents(folder):
+    """Return the content of every result by name.
+
+    Tables and files of failures are left out because they contain times.
+    """
+    found = {}
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.endswith((".csv", ".log", "_failed.json")):
+            content = file.read_bytes()
+            found[file.name] = gzip.decompress(content) if file.suffix == ".gz" else content
+    return found
 
 
 def write_boxes(folder, case, *boxes, **more):

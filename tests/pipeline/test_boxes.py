@@ -37,7 +37,7 @@ def films(tmp_path):
 def test_survey_counts_merged_lesions(films):
     for min_readers, last in ((None, 0), (1, 1)):
         inspection = inspect_dataset(DataConfig.of(root=films, min_readers=min_readers), seed=0)
-        assert inspection.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": last}
+        assert [*inspection.counts.values()] == [1, 1, 1, 1, 1, last]
 
 
 def test_scores_of_a_training_state_the_rule_for_several_readers(films):
@@ -89,7 +89,7 @@ def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
     write_json(root / "notes" / "export 2.json", content)
     stated = {"annotations": "notes/export 2.json"}
     inspection = inspect_dataset(DataConfig.of(root=root, **stated), seed=0)
-    assert inspection.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
+    assert [*inspection.counts.values()] == [1, 1, 1, 1, 1, 0]
     found = write_found(tmp_path / "found", label=1, labels={"1": "nodule"})
     scores = evaluate(root, found, tmp_path / "scores", **stated).scores
     assert counts(scores, "n_lesions", "n_true_positive") == (5, 5)
@@ -98,9 +98,7 @@ def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
 def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_path, caplog):
     found = write_found(tmp_path / "found", label=1, labels={"1": "mass", "2": "nodule"})
     scores = evaluate(films, found, tmp_path / "a").scores
-    for label in ("", "nodule"):  # a candidate of a label that the dataset lacks finds nothing
-        assert scores.find("lesion_recall", label=label).value == 0
-    assert scores.find("n_lesions", label="mass").value == 0
+    assert scores["lesion_recall"].value == 0  # a label that the dataset lacks finds nothing
     assert scores.find("n_candidates", label="mass").value == 5
     assert {row["label"] for row in read_csv(tmp_path / "a" / "candidates.csv")} == {"mass"}
     assert caplog.text.count("match none of its labels (nodule): mass.") == 1

@@ -133,24 +133,21 @@ def test_every_planted_fault_is_found_and_healthy_cases_have_none(outcome):
     assert any("line 26: the case" in f.message for f in outcome.findings if not f.case)
     assert all(kinds(outcome, f"fine{i}") == set() for i in (1, 4, 5))
     assert outcome.exit_status == 1
-    *lines, last_but_one, _ = outcome.summary()
-    assert "11 cannot be used" in lines[-1]
-    assert "Correct the errors" in last_but_one
-    (line,) = (line for line in lines if "Otto_gap" in line and "error" in line)
-    assert f"Otto_gap ({outcome.pseudonyms['Otto_gap']}): " in line
+    printed = "\n".join(outcome.summary())
+    assert "11 cannot be used" in printed
+    assert f"Otto_gap ({outcome.pseudonyms['Otto_gap']}): " in printed
     page = outcome.page.read_text()
     assert "1 entry of the list" in page
     assert page.count("data:image/jpeg") == 15  # every case that can be read
 
 
 def test_terminal_names_cases_and_page_names_them_only_with_identifiers(
-    broken_dataset, tmp_path, capsys
+    run_command, broken_dataset, tmp_path
 ):
     file = tmp_path / "dataset_report.html"
     words = [f"data.root={broken_dataset}", "check=true", f"run_dir={tmp_path}"]
     named = ("Miller_nan_image.nii", "Otto_gap", "line 26: the case")
-    assert run("prepare", words) == 1
-    printed = capsys.readouterr().out
+    printed = run_command("prepare", words, 1).out
     assert all(text in printed for text in (*named, str(file)))
     page = file.read_text()
     assert not [secret for secret in (*SECRETS, str(broken_dataset)) if secret in page]
@@ -172,7 +169,6 @@ def test_training_comes_next_only_if_no_case_has_an_error(outcome, tmp_path):
     [
         ("train", "test", True),
         ("validation", "external", True),
-        ("train", "validation", True),
         ("", "validation", True),
         ("train", "", False),
         ("test", "external", False),
@@ -208,16 +204,15 @@ def write_nnunet(root, images, masks):
     return root
 
 
-def test_faults_of_a_dataset_without_complete_case_are_reported(tmp_path, capsys):
+def test_faults_of_a_dataset_without_complete_case_are_reported(out, tmp_path, capsys):
     root = write_nnunet(tmp_path / "data", ["A_0000", "B_0000"], ["A-0", "B-0"])
     (root / "imagesTr" / "C.rar").write_text("x")
     status, printed = run_check(root, capsys)
     assert status == 1
-    problems = ("'A-0' has no image", "'B-0' has no", "'A' has no mask", "'B' has no mask")
-    for words in (*problems, "no labelled case", "warning, the list of cases", "C.rar"):
+    for words in ("'A-0' has no image", "'B' has no mask", "no labelled case", "C.rar"):
         assert words in printed
     assert "train data.root" not in printed
-    assert (tmp_path / "out" / "dataset_report.html").is_file()
+    assert (out / "dataset_report.html").is_file()
 
 
 def draw_noise(seed, path, **options):
@@ -247,7 +242,6 @@ def test_training_is_not_offered_if_the_reference_column_is_misnamed(tmp_path, c
     status, printed = run_check(root, capsys)
     assert status == 1  # although every case can be read
     assert "Did you mean 'reference'?" in printed
-    assert "there is no reference to learn from" in printed
     assert "train data.root" not in printed
     write_pictures(root, "case,image,reference", mask)
     status, printed = run_check(root, capsys)
@@ -267,7 +261,6 @@ def test_masks_that_are_nearly_all_lesion_are_named_by_check_and_training(tmp_pa
     write_pictures(root, "case,image,reference", background | 1)
     _, printed = run_check(root, capsys)
     assert "every voxel of the references is lesion" in printed
-    assert "train data.root" not in printed
     with pytest.raises(DatasetError, match="every voxel of the references is lesion"):
         inspect_dataset(data, seed=0)
 
@@ -282,7 +275,6 @@ def test_case_of_a_rejected_row_does_not_count_as_lesion_free(tmp_path, capsys):
     status, printed = run_check(root, capsys)
     assert status == 1
     assert "x1 is 20" in printed
-    assert "1 image of 4 without a row" in printed
     assert "- note, 1 case (d): The reference is empty" in printed
     assert "No case has a lesion of these labels" not in printed
 
@@ -293,7 +285,7 @@ def test_crowd_annotations_are_counted_and_not_called_an_empty_reference(tmp_pat
     table = root / "annotations.json"
     table.write_text(table.read_text().replace('"bbox"', '"iscrowd": 1, "bbox"'))
     _, printed = run_check(root, capsys)
-    assert "the regions of 1 crowd annotation (iscrowd=1) in 1 image are ignored" in printed
+    assert "1 crowd annotation (iscrowd=1)" in printed
     assert "1 case (a): The reference has only ignored voxels" in printed
     assert "1 case (b): The reference is empty" in printed
 
@@ -309,10 +301,10 @@ def test_small_mask_of_two_cases_and_image_as_mask_are_found(tmp_path):
     assert kinds(outcome, "d") == {"channels"}
 
 
-def test_cases_are_numbered_by_name_and_listed_next_to_the_page(tmp_path):
+def test_cases_are_numbered_by_name_and_listed_next_to_the_page(out, tmp_path):
     rows = ([name, *write_case(tmp_path, name)] for name in ("c", "a", "b"))
     write_manifest(tmp_path, "case,image,reference", *rows)
-    page = tmp_path / "out" / "page.html"
+    page = out / "page.html"
     check(tmp_path, page)
     listed = [(row["pseudonym"], row["name"]) for row in read_csv(page.parent / "pseudonyms.csv")]
     assert listed == [("case 1", "a"), ("case 2", "b"), ("case 3", "c")]

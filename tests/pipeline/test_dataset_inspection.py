@@ -34,23 +34,20 @@ def write_eight_cases(tmp_path):
 
 
 HELD_OUT = [
-    {"train": ["P00", "P01", "P02", "P03"], "val": ["P04", "P05"]},
-    {"train": ["P04", "P05", "P02", "P03"], "val": ["P00", "P01"]},
+    {"train": ["P00", "P01", "P02", "P03"], "val": ["P04", "P05"], "test": ["P06"]},
+    {"train": ["P04", "P05", "P02", "P03"], "val": ["P00", "P01"], "test": ["P06"]},
 ]
 
 
-@pytest.mark.parametrize("place", ["found", "named"])
-def test_cases_that_a_split_file_leaves_out_do_not_train(
-    write_eight_cases, tmp_path, caplog, place
+def test_cases_that_a_split_file_tests_or_leaves_out_do_not_train(
+    write_eight_cases, tmp_path, caplog
 ):
-    settings = {"root": str(write_eight_cases(HELD_OUT if place == "found" else None))}
-    if place == "named":
-        settings["splits"] = str(tmp_path / "mine.json")
-        write_json(tmp_path / "mine.json", HELD_OUT)
+    settings = {"root": str(write_eight_cases()), "splits": str(tmp_path / "mine.json")}
+    write_json(tmp_path / "mine.json", HELD_OUT)
     inspection = inspect_dataset(DataConfig.of(**settings), seed=0)
-    assert [c.case for c in inspection.of_role("train")] == HELD_OUT[0]["train"]
-    assert [c.case for c in inspection.of_role("validation")] == HELD_OUT[0]["val"]
-    assert "leaves out 2 labelled cases, not used here: P06, P07" in caplog.text
+    for role, cases in zip(("train", "validation", "test"), HELD_OUT[0].values(), strict=True):
+        assert [c.case for c in inspection.of_role(role)] == cases
+    assert "leaves out 1 labelled case, not used here: P07" in caplog.text
     # the fingerprint leaves them out, too: the lesions of P06 and P07 are the largest
     assert sorted(inspection.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in range(6)]
     second = inspect_dataset(DataConfig.of(fold=1, **settings), seed=0)
@@ -63,7 +60,7 @@ def test_cross_validation_plans_for_the_cases_of_all_folds(write_eight_cases, ca
         DataConfig.of(root=str(write_eight_cases(folds)), fold="all"), seed=0
     )
     assert sorted(inspection.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in (0, 1, 2, 5)]
-    assert "leaves out 4 labelled cases, not used here: P03, P04, P06, P07" in caplog.text
+    assert "P03, P04, P06, P07" in caplog.text
 
 
 def write_boxed_cases(root, role):
@@ -87,8 +84,9 @@ def test_only_development_cases_with_boxes_stop_the_training_of_a_segmenter(tmp_
     assert inspection.counts["boxed"] == 1
     match = r"1 reference without a mask \(case boxed: 1 box\)"
     is_scored = role in ("test", "external")
-    with nullcontext() if is_scored else pytest.raises(DatasetError, match=match):
-        require_masks(inspection, "unet")
+    for model in ("unet", "retina_unet"):
+        with nullcontext() if is_scored else pytest.raises(DatasetError, match=match):
+            require_masks(inspection, model)
 
 
 @pytest.mark.parametrize(

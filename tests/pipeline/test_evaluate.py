@@ -205,10 +205,12 @@ def test_labels_that_are_exchanged_are_named(tmp_path, predicted, is_exchanged, 
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 
 
-def test_regions_without_their_values_are_an_error(folders):
-    write_labels(folders[1], REGIONS)
+@pytest.mark.parametrize("of_prediction", [True, False])
+def test_regions_without_their_values_are_an_error(folders, tmp_path, of_prediction):
+    reference, prediction, out = folders
+    write_labels(prediction if of_prediction else tmp_path, REGIONS)
     with pytest.raises(DatasetError, match="regions_class_order"):
-        evaluate(*folders)
+        evaluate(reference.rename(tmp_path / "labelsTs"), prediction, out)
 
 
 def test_values_of_no_region_do_not_count(tmp_path, caplog):

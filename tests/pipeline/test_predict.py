@@ -1,6 +1,5 @@
 """`predict` writes files in each scan's geometry, one row per scan, and resumes after a kill."""
 
-import gzip
 import os
 import shutil
 from dataclasses import replace
@@ -26,7 +25,7 @@ from lesionseg.pipeline import predict_case
 from tests.commands import evaluate, report
 from tests.evaluation.test_drift import make_rows, write_rows
 from tests.inference.networks import Bright, make_bright
-from tests.pipeline.cases import boxes, predict_bright, write_array
+from tests.pipeline.cases import boxes, contents, predict_bright, statuses, write_array
 
 SHAPE = (12, 18, 20)
 
@@ -50,23 +49,6 @@ def scans(tmp_path, rng):
 def predict_scans(bundle, scans, out):
     """Return a function that predicts the three scans."""
     return partial(predict_bright, bundle, scans, out)
-
-
-def statuses(outcome):
-    return {row.case: row.status for row in outcome.rows}
-
-
-def contents(folder):
-    """Return the content of every result by name.
-
-    Tables and files of failures are left out because they contain times.
-    """
-    found = {}
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and not file.name.endswith((".csv", ".log", "_failed.json")):
-            content = file.read_bytes()
-            found[file.name] = gzip.decompress(content) if file.suffix == ".gz" else content
-    return found
 
 
 CASES = ("a", "more_b", "more_c")

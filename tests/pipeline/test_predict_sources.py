@@ -18,10 +18,9 @@ from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_selection import Shard
-from tests.pipeline.cases import boxes, predict_bright, write_array, write_dicom_series
+from tests.pipeline.cases import boxes, contents, predict_bright, write_array, write_dicom_series
 
 SHAPE = (12, 18, 20)
-TIMES = (".csv", ".log", "_failed.json")  # files that contain times
 
 
 def make_image(seed):
@@ -47,10 +46,6 @@ def statuses(outcome):
 
 def read_mask(output, case, suffix=".nii.gz"):
     return read_volume(output / f"{case}_mask{suffix}").array[0]
-
-
-def contents(folder):
-    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith(TIMES)}
 
 
 def cut_header(file, uid):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.cli import run
 from lesionseg.config import DataConfig, ModelConfig, TrainConfig
-from lesionseg.core import Labels
+from lesionseg.core import CaseFiles, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, LesionsegError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.io.text import write_json
@@ -30,7 +29,7 @@ from tests.flow.cases import HEADS, write_raw
 from tests.io.layouts.box_folders import write_picture
 from tests.io.layouts.test_contract import BOX, OUTSIDE, Boxes
 from tests.models import plans
-from tests.models.test_nnunet_weights import PLAIN, plan_of, write_checkpoint
+from tests.models.test_nnunet_weights import PLAIN, write_checkpoint
 from tests.pipeline.cases import boxes
 
 
@@ -74,7 +73,6 @@ def inspections(tmp_path_factory):
     ("scans", "model", "minutes", "threads", "fast", "features"),
     [
         ("heads", "unet", 20, 1, torch.float32, 8),
-        ("heads", "auto", 20, 1, torch.float32, 8),
         ("heads", "unet", 10, 3, torch.float32, 8),
         ("heads", "unet", 20, 2, torch.float32, 16),  # 40 minutes of one core
         ("heads", "unet", None, 1, torch.float32, 16),  # the default hour, or steps
@@ -83,8 +81,6 @@ def inspections(tmp_path_factory):
         ("films", "retinanet", 20, 1, torch.float32, 8),
         ("films", "retina_unet", 20, 1, torch.float32, 8),
         ("films", "unet", 20, 1, torch.float32, 16),  # not compared
-        ("films", "retinanet", 60, 1, torch.float32, 16),
-        ("films", "retinanet", 20, 1, torch.bfloat16, 16),
         ("colour", "retinanet", 20, 1, torch.float32, 16),
     ],
 )
@@ -124,22 +120,16 @@ def test_log_names_the_reused_and_the_new_tensors(nnunet_plan, tmp_path, caplog)
     n_tensors = len(old.state_dict())
     for words in (f"{n_tensors - 2} of {n_tensors} tensors", "ensemble of 2", "heads.0 (2)"):
         assert words in caplog.text
-    stem = "encoder.stages.0.0.conv.weight"
-    assert torch.equal(network.state_dict()[stem], old.state_dict()[stem])
     with pytest.raises(BundleError):
         bundle_plan(str(tmp_path / "none"))
 
 
-def test_checkpoint_initialises_the_backbone(tmp_path):
-    path, old = write_checkpoint(tmp_path, PLAIN)
-    network = build_network(plan_of(PLAIN), seed=2)
+def test_checkpoint_states_the_architecture(tmp_path):
+    path, _ = write_checkpoint(tmp_path, PLAIN)
     model = ModelConfig.of(init_from=str(path))
     assert checkpoint_architecture(model, 3) == PLAIN
     with pytest.raises(ConfigError, match="spatial axes"):
         checkpoint_architecture(model, 2)
-    start_from(str(path), network, plan_of(PLAIN))
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, old.state_dict()[name]) != name.startswith("heads"), name
 
 
 # --- datasets that a survey accepts, and simulated datasets ---
@@ -150,12 +140,10 @@ def test_dropout_of_the_only_channel_is_refused():
         may_lack(DataConfig.of(channel_dropout=0.3), ("FLAIR",))
 
 
-@pytest.mark.parametrize("model", ["unet", "retina_unet"])
-def test_training_voxels_on_boxes_without_masks_is_refused(model, tmp_path, capsys):
+def test_training_voxels_on_boxes_without_masks_is_refused(run_command, tmp_path):
     Boxes().write(tmp_path / "raw")
-    settings = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", f"model={model}"]
-    assert run("train", settings) == 1
-    assert "1 reference without a mask (case a: 1 box)" in capsys.readouterr().err
+    settings = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", "model=unet"]
+    assert "1 reference without a mask (case a: 1 box)" in run_command("train", settings, 1).err
     assert not (tmp_path / "run").exists()
 
 
@@ -179,17 +167,6 @@ def test_dataset_without_references_is_refused(tmp_path):
         inspect_dataset(DataConfig.of(root=tmp_path), seed=0)
 
 
-def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
-    write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
-    own = tmp_path / "splits.json"
-    data = DataConfig.of(root=tmp_path / "raw")
-    before = inspect_dataset(data, 0)
-    tested = before.dataset.cases[0].case
-    write_json(own, {"roles": {**before.splits.roles, tested: "test"}})
-    after = inspect_dataset(data.model_copy(update={"splits": str(own)}), 0)
-    assert (len(before.fingerprint.shapes), len(after.fingerprint.shapes)) == (4, 3)
-
-
 def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
     @wraps(write_xray_phantoms)
     def stop(folder, *_, **__):
@@ -207,8 +184,6 @@ def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
     (root / "annotations.json").unlink()
     simulate_once(root, own)  # tuples equal the lists of the stored file
     assert not (root / "annotations.json").exists()
-    with pytest.raises(ConfigError, match="other settings"):
-        simulate_once(root, {**own, "n_cases": 3})
     with pytest.raises(ConfigError, match=r"data\.phantoms: seed"):
         simulate_once(tmp_path / "other", {"kind": "xray", "n_cases": 1})
 
@@ -223,22 +198,6 @@ def test_simulated_dataset_is_taken_again_only_with_its_kind(tmp_path):
     simulate_once(tmp_path, mri)
 
 
-@pytest.fixture
-def survey_of(tmp_path):
-    """Return a function that gives three cases these patients and roles in a survey."""
-    write_xray_phantoms(tmp_path / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
-    inspection = inspect_dataset(DataConfig.of(root=tmp_path / "raw"), 0)
-
-    def change(patients, roles):
-        files = zip(inspection.dataset.cases, patients, strict=True)
-        cases = tuple(replace(case, group=patient) for case, patient in files)
-        names = [case.case for case in cases]
-        splits = replace(inspection.splits, roles=dict(zip(names, roles, strict=True)))
-        return replace(inspection, dataset=replace(inspection.dataset, cases=cases), splits=splits)
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("patients", "is_validation_safe", "is_test_safe"),
     [
@@ -250,9 +209,17 @@ def survey_of(tmp_path):
     ],
 )
 def test_role_is_safe_only_if_its_patients_were_not_used_before(
-    survey_of, patients, is_validation_safe, is_test_safe
+    inspections, patients, is_validation_safe, is_test_safe
 ):
-    inspection = survey_of(patients, ("train", "validation", "test"))
+    roles = ("train", "validation", "test")
+    files = zip(roles, patients, strict=True)
+    cases = tuple(CaseFiles(role, (), group=patient) for role, patient in files)
+    inspection = inspections["heads"]
+    inspection = replace(
+        inspection,
+        dataset=replace(inspection.dataset, cases=cases),
+        splits=replace(inspection.splits, roles=dict(zip(roles, roles, strict=True))),
+    )
     assert inspection.is_group_safe("validation") == is_validation_safe
     assert inspection.is_group_safe("test") == is_test_safe
 
