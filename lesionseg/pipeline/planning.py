@@ -182,9 +182,13 @@ def _warn_of_unused_losses(architecture: str, loss: LossConfig, detection: Detec
 
 
 def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
-    """Log the reason for the model, and a line on architecture, tiles and device, at this level."""
-    if "model" in plan.reasons:
-        log.log(level, "Model: %s.", plan.reasons["model"])
+    """Log a line on architecture, tiles and device at this level.
+
+    The reasons for the model and for several networks are logged, too, if there are any.
+    """
+    for name in ("model", "networks"):
+        if name in plan.reasons:
+            log.log(level, "%s: %s.", name.capitalize(), plan.reasons[name])
     log.log(
         level,
         "Plan: %s, %d tiles of %s per step, on %s; for the reasons see %s.",

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from lesionseg.core import CaseFiles, Selection
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
+from lesionseg.errors import count, duration
 from lesionseg.evaluation.operating_points import DEFAULT_POINT, OperatingPointAim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import Bundle, bundle_plan, bundle_selection, write_bundle
@@ -174,7 +175,12 @@ def train_networks(
     n_further = min(round(minutes / first.minutes), budget.max_networks - 1)
     if cfg.data.fold is not None or n_further < 1:
         return [first]
-    log.info("%d further networks share %.1f minutes.", n_further, minutes)
+    log.info(
+        "In %s: %s. Predictions take %d times as long.",
+        duration(minutes),
+        count(n_further, "further network"),
+        n_further + 1,
+    )
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes / n_further})
     further = replace(experiment, cfg=cfg.model_copy(update={"trainer": trainer}))
     numbers = range(2, n_further + 2)
