@@ -41,7 +41,7 @@ def trained_run(tmp_path):
 
 def test_scores_of_a_training_have_the_digest_of_its_bundle(trained_run):
     stated = Provenance(**TRAINED)
-    known = replace(stated, bundle=bundle_digest(trained_run / "bundle"))
+    known = Provenance(**TRAINED, bundle=bundle_digest(trained_run / "bundle"))
     for folder in (trained_run, trained_run / "test"):
         assert read_identity(folder, stated) == known
 
