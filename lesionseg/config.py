@@ -164,22 +164,17 @@ def _find_logger(name: str) -> Arguments:
     return {TARGET: f"pytorch_lightning.loggers.{class_name}"}
 
 
-T = TypeVar("T")
-
-
-def _validate_distinct(values: tuple[T, ...]) -> tuple[T, ...]:
-    """Return the values of a setting unchanged. Raise `ValueError` if a value is repeated."""
+def _validate_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the numbers of a setting unchanged. Raise `ValueError` if a number is repeated."""
     if len(set(values)) < len(values):
-        raise ValueError("a value is repeated; give each value once")
+        raise ValueError("a number is repeated; give each number once")
     return values
 
 
 Text = Annotated[str, BeforeValidator(_path_to_text)]
 Spec = Annotated[Arguments, AfterValidator(_validate_target)]
 # one path or several; the predictions of several bundles are averaged
-Bundles = Annotated[
-    tuple[Text, ...], BeforeValidator(_path_to_tuple), AfterValidator(_validate_distinct)
-]
+Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
 
 
 class PathKind(Enum):

@@ -17,6 +17,7 @@ between the tools, with 95 % intervals by group of cases *and* seed), and the ta
 """
 
 import argparse
+import sys
 from collections.abc import Mapping
 from math import inf, prod
 from pathlib import Path
@@ -33,7 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 ROWS = RESULTS / "real_sets.csv"
 DIFFERENCES = RESULTS / "real_sets_differences.csv"
 CELLS = RESULTS / "real_sets"
-PARTS = (  # of a cell, that are kept
+PARTS = (  # what is kept of a cell
     *("set", "seed", "device", "training_cpu_minutes", "steps", "batch", "tile", "cases"),
     *("false_positives", "dice_accepted", "dice_best", "average_precision", "chosen"),
 )
@@ -93,7 +94,8 @@ def summarise() -> tuple[pd.DataFrame, pd.DataFrame]:
                 named = {"set": name, "measure": measure}
                 numbers = zip(("difference", "low", "high"), interval, strict=True)
                 differences.append(named | {key: round(value, 4) for key, value in numbers})
-    return pd.DataFrame(rows), pd.DataFrame(differences)
+    columns = ["set", "measure", "difference", "low", "high"]  # also if no set has an interval
+    return pd.DataFrame(rows), pd.DataFrame(differences, columns=columns)
 
 
 def row(tool: str, cell: Cell) -> dict[str, Any]:
@@ -192,8 +194,9 @@ def measured(name: str, ours: pd.Series, peer: pd.Series) -> dict[str, tuple[str
     # the threshold of other patients if there are enough
     at = "chosen_{}" if pd.notna(ours.get("chosen_found")) else "{}_at_1_FP"
 
-    def both(column: str, text: str) -> list[str]:
-        return [text.format(tool[column], tool[at.format("FP_per_case")]) for tool in (ours, peer)]
+    def both(column: str, text: str) -> tuple[str, str]:
+        rate = at.format("FP_per_case")
+        return text.format(ours[column], ours[rate]), text.format(peer[column], peer[rate])
 
     return {
         f"{scored}: found of {ours['lesions']:.0f}, at false positives per {case}": (
@@ -213,6 +216,8 @@ def measured(name: str, ours: pd.Series, peer: pd.Series) -> dict[str, tuple[str
 def with_table(page: str, lines: list[str]) -> str:
     """Return a page with other lines between the two comments that enclose the table."""
     begin, end = "<!-- real sets: benchmarks/learning/real_sets.py -->\n", "<!-- end -->\n"
+    if begin not in page:
+        sys.exit(f"A page lacks the comments that enclose the table: {begin}{end}")
     before, rest = page.split(begin)
     return before + begin + "\n" + "\n".join(lines) + "\n\n" + end + rest.split(end, 1)[1]
 

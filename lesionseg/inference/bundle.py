@@ -10,10 +10,12 @@ bundle/
 Bundles of version 1.0 have no selection.json; their plan.json contains its keys, too.
 """
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ from lesionseg.models.build import (
     require_finite,
 )
 from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 _CHECK = "input_check"
 # A number with a decimal point or an exponent. Other numbers in a bundle's texts are whole.
@@ -214,6 +218,12 @@ def ensemble(
                 "Give bundles of the same plan, such as the folds of a cross-validation."
             )
     networks = tuple(network for member in members for network in member.networks)
+    if any(_have_same_weights(one, other) for one, other in combinations(networks, 2)):
+        log.warning(
+            "bundle: two of the %d networks have the same weights, so they cannot disagree, and "
+            "their mean is that of fewer networks. Name each model once.",
+            len(networks),
+        )
     plans = [member.plan for member in members]
     flips = set.intersection(*(set(plan.allowed_flips) for plan in plans))
     joint = first.plan.with_(may_lack=all(plan.may_lack for plan in plans))
@@ -326,6 +336,17 @@ def _split_bundle_file(path: Path) -> tuple[list[bytes], list[float]]:
         end = 8 + int.from_bytes(text[:8], "little")
         text, weights = text[8:end].rstrip(), text[end:]  # spaces fill the header up
     return [*_FLOAT.split(text), weights], [*map(float, _FLOAT.findall(text))]
+
+
+def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Return True if two networks have the same weight names and equal weights.
+
+    Return False if the networks have no weights.
+    """
+    weights = one.state_dict()
+    others = other.state_dict()
+    have_same_names = bool(weights) and weights.keys() == others.keys()
+    return have_same_names and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def _temporary_path(folder: Path) -> Path:

@@ -517,7 +517,6 @@ def training_charts(history: Path) -> list[Chart]:
     if not history.is_file():
         return []
     rows = pd.read_csv(history)
-    # without a column of steps, the rows are counted
     # by column; NaN for an empty cell, because not every step has every value
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in rows}
     # a line needs two points

@@ -265,6 +265,14 @@ def test_own_network_is_passed_as_an_object_and_never_imported(tmp_path, plan):
         read_bundle(tmp_path / "b")
 
 
+def test_ensemble_of_equal_networks_is_warned_about(plan, caplog):
+    one, other = (Bundle((build_network(plan, seed=seed),), plan) for seed in (1, 2))
+    ensemble([one, other])
+    assert "same weights" not in caplog.text
+    ensemble([one, other, one])
+    assert "two of the 3 networks have the same weights" in caplog.text
+
+
 def test_ensemble_of_bundles_with_different_plans_is_an_error(plan):
     bundle = Bundle((build_network(plan),), plan)
     assert ensemble([bundle, bundle]).selection.n_members == 2
