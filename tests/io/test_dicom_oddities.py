@@ -202,6 +202,7 @@ NUMBERS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore")  # as for users: pydicom warns, and returns the text
 @pytest.mark.parametrize("name", NUMBERS)
 def test_text_instead_of_a_number_is_ignored(xray, monkeypatch, name):
     monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)

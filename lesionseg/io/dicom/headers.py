@@ -418,7 +418,8 @@ def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
 def set_decoder_defaults(header: "Header") -> None:
     """Set elements that pydicom's decoder needs to their usual values if they are absent or empty.
 
-    The usual values are those of an unsigned grey image. An empty NumberOfFrames is removed.
+    The usual values are those of an unsigned grey image. A NumberOfFrames without a number is
+    removed.
     """
     stored = int(number(header, "BitsStored") or number(header, "BitsAllocated") or 16)
     usual: dict[str, int | str] = {
@@ -431,7 +432,7 @@ def set_decoder_defaults(header: "Header") -> None:
     for name, value in usual.items():
         if element_value(header, name) is None:
             setattr(header, name, value)
-    if "NumberOfFrames" in header and element_value(header, "NumberOfFrames") is None:
+    if "NumberOfFrames" in header and number(header, "NumberOfFrames") is None:
         del header.NumberOfFrames
 
 
