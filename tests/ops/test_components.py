@@ -8,26 +8,9 @@ from lesionseg.errors import ContentError
 from lesionseg.ops.components import (
     fill_polygons,
     foreground_slices,
-    label_components,
     lesion_instances,
     present_values,
 )
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_ids_follow_the_first_voxel_in_c_order_for_every_memory_layout(order):
-    mask = np.zeros((3, 4, 5), dtype=bool, order=order)
-    mask[0, 3, 4] = mask[1, 0, 0] = mask[2, 3, 0] = True
-    found = label_components(mask)
-    assert [found[0, 3, 4], found[1, 0, 0], found[2, 3, 0]] == [1, 2, 3]
-
-
-def test_touching_lesions_of_different_labels_stay_separate_in_a_read_only_array():
-    labels = np.array([[1, 1, 2, 2, 0, 1]], dtype=np.uint8)
-    labels.flags.writeable = False
-    instances, labels_of = lesion_instances(labels)
-    assert instances.tolist() == [[1, 1, 2, 2, 0, 3]]
-    assert (labels_of, instances.dtype) == ((1, 2, 1), np.int32)
 
 
 def test_four_axes_are_an_error():
@@ -43,12 +26,15 @@ def test_foreground_slices_enclose_the_nonzero_voxels():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_components_of_dense_maps_equal_those_of_scipy(seed):
+def test_components_of_dense_read_only_maps_equal_those_of_scipy(seed):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 11, rng.integers(2, 4)))
     kept = rng.random(shape) < rng.random()
     labels = (rng.integers(1, 4, shape) * kept).astype(rng.choice(["u1", "i2", "i4", "i8"]))
+    labels = np.array(labels, order=rng.choice(["C", "F"]))
+    labels.flags.writeable = False
     instances, labels_of = lesion_instances(labels)
+    assert instances.dtype == np.int32
     pairs = set()
     n_parts = 0
     for value in (1, 2, 3):
@@ -62,10 +48,9 @@ def test_components_of_dense_maps_equal_those_of_scipy(seed):
     assert (np.diff(first[ids > 0]) > 0).all()  # numbered by first voxel
 
 
-@pytest.mark.parametrize("dtype", ["u1", "u2", "i4"])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_present_values_equal_those_of_numpy(rng, dtype, share):
-    array = (rng.integers(1, 90, (7, 8, 9)) * (rng.random((7, 8, 9)) < share)).astype(dtype)
+def test_present_values_equal_those_of_numpy(rng, share):
+    array = rng.integers(1, 90, (7, 8, 9)) * (rng.random((7, 8, 9)) < share)
     assert present_values(array) == np.unique(array).tolist()
     assert present_values(array[:0]) == []
 
