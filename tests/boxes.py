@@ -1,8 +1,17 @@
 """References and predictions of boxes without masks."""
 
 import numpy as np
+import torch
 
 from lesionseg.core import Candidate, Prediction, Reference
+
+
+def draw_boxes(seed, shape, limit, minimum, maximum):
+    """Draw boxes `[n, dims]` that begin before `limit`, with sides from `minimum` to `maximum`."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand(shape, generator=generator) * limit
+    side = minimum + torch.rand(shape, generator=generator) * (maximum - minimum)
+    return torch.cat([start, start + side], dim=1)
 
 
 def reference_of_boxes(geometry, *boxes, **more):

@@ -10,6 +10,25 @@ from importlib import import_module
 from lesionseg.config import COMMANDS, PrepareConfig
 from lesionseg.pipeline import find_recipe
 
+# the paths that a command needs, as keys and values
+PATHS = {
+    "train": {"data.root": "data"},
+    "prepare": {"data.root": "data"},
+    "tune": {"data.root": "data"},
+    "predict": {"bundle": "model", "input": "masks", "output": "out"},
+    "evaluate": {"reference": "masks", "prediction": "masks", "output": "out"},
+    "follow": {"before": "masks", "after": "masks", "output": "out"},
+    "report": {"scores": "scores", "output": "out"},
+    "export": {"bundle": "model", "output": "out"},
+    "serve": {"bundle": "model"},
+    "info": {"bundle": "model"},
+}
+
+
+def arguments_of(command, **changed):
+    """Return the command line that gives a command its paths."""
+    return [f"{key}={value}" for key, value in {**PATHS[command], **changed}.items()]
+
 
 def python(*arguments, **options):
     """Run Python in a separate process. Return its exit status and output."""

@@ -3,7 +3,6 @@
 import json
 import logging
 import shlex
-import signal
 from operator import attrgetter
 from typing import Any
 from unittest.mock import Mock
@@ -21,30 +20,17 @@ from lesionseg.config import InferenceConfig, TrainConfig, check_arguments, file
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, ReadError, require_one_of
 from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.pipeline.train import TrainOutcome
-from tests.commands import python
-
-REQUIRED = {
-    "train": ["data.root=x"],
-    "prepare": ["data.root=x"],
-    "tune": ["data.root=x"],
-    "predict": ["bundle=b", "input=i", "output=o"],
-    "evaluate": ["reference=r", "prediction=p", "output=o"],
-    "follow": ["before=b", "after=a", "output=o"],
-    "report": ["output=o", "scores=s"],
-    "export": ["bundle=b", "output=o"],
-    "serve": ["bundle=b"],
-    "info": ["bundle=b"],
-}
+from tests.commands import PATHS, arguments_of
 
 
 def compose_with_required(command, *argv):
-    return compose(command, [*REQUIRED[command], *argv])
+    return compose(command, [*arguments_of(command), *argv])
 
 
-PATHS = ("a b", "a=b", "a,b", "a[1](2){3}", "it's", "a\\b", "ä#ö:é")
+ODD_PATHS = ("a b", "a=b", "a,b", "a[1](2){3}", "it's", "a\\b", "ä#ö:é")
 
 
-@pytest.mark.parametrize("text", [*PATHS, "(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)"])
+@pytest.mark.parametrize("text", [*ODD_PATHS, "(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)"])
 def test_paths_and_patterns_are_passed_unchanged(text):
     places = ("data.root", "data.group", "run_dir", "report.study")
     cfg = compose_with_required("prepare", *(f"{key}={text}" for key in places))
@@ -182,7 +168,7 @@ def test_missing_setting_is_named_and_help_lists_examples_and_options(
     script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
     assert f'run("{command}"' in script
     if command != "follow":
-        assert REQUIRED[command][0].partition("=")[0] in run_command(command, [], 2).err
+        assert next(iter(PATHS[command])) in run_command(command, [], 2).err
     for example in examples(command):
         compose(command, shlex.split(example))
     assert main([command, "--help"]) == 0
@@ -252,37 +238,20 @@ def test_json_prints_the_result_of_one_command(run_command, other):
     assert "--json" in run_command("report", ["scores=s", "output=o", "--json", other], 2).err
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
-def test_stop_signal_ends_with_status_130(name):
-    code = (
-        "import signal, sys; import lesionseg.cli.command as c; "
-        f"c.run_recipe = lambda *_: signal.raise_signal(signal.{name}); "
-        "sys.exit(c.run('train', ['data.root=x']))"
-    )
-    done = python("-c", code)
-    assert (done.returncode, done.stderr) == (130, "Stopped.\n")
-
-
-CONTINUED = [
-    ("train", ["data.root=x", "run_dir=r"]),
-    ("tune", ["data.root=x", "run_dir=r"]),
-    ("train", ["experiment=demo_mri"]),  # the experiment sets run_dir
-    ("train", ["-m", "data.root=x", "seed=0,1", "run_dir=r/${seed}"]),
-    ("predict", REQUIRED["predict"]),
-]
-BEGUN_AGAIN = [
-    ("train", ["data.root=x"]),
-    ("train", ["data.root=my_run_dir=r"]),
-    ("train", ["experiment=demo_mri", "run_dir=null"]),
-    ("train", ["-m", "experiment=demo_mri", "seed=0,1"]),  # the jobs get folders with the time
-    ("evaluate", REQUIRED["evaluate"]),
-]
-
-
 @pytest.mark.parametrize(
     ("command", "argv", "can_continue"),
-    [(*case, True) for case in CONTINUED] + [(*case, False) for case in BEGUN_AGAIN],
+    [
+        ("train", ["data.root=x", "run_dir=r"], True),
+        ("tune", ["data.root=x", "run_dir=r"], True),
+        ("train", ["experiment=demo_mri"], True),  # the experiment sets run_dir
+        ("train", ["-m", "data.root=x", "seed=0,1", "run_dir=r/${seed}"], True),
+        ("predict", arguments_of("predict"), True),
+        ("train", ["data.root=x"], False),
+        ("train", ["data.root=my_run_dir=r"], False),
+        ("train", ["experiment=demo_mri", "run_dir=null"], False),
+        ("train", ["-m", "experiment=demo_mri", "seed=0,1"], False),  # folders with the time
+        ("evaluate", arguments_of("evaluate"), False),
+    ],
 )
 def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
     fail, run_command, monkeypatch, tmp_path, command, argv, can_continue
@@ -298,7 +267,7 @@ def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
 )
 def test_lack_of_memory_is_one_sentence(fail, run_command, command, continues):
     fail(MemoryError("Unable to allocate 64. GiB for an array"))
-    printed = run_command(command, REQUIRED[command], 1).err.strip()
+    printed = run_command(command, arguments_of(command), 1).err.strip()
     assert printed.startswith("Error: The memory ran out: Unable to allocate 64. GiB")
     assert printed.endswith(continues)
     assert ("continues" in printed) == bool(continues)
@@ -307,7 +276,7 @@ def test_lack_of_memory_is_one_sentence(fail, run_command, command, continues):
 def test_other_runtime_errors_are_raised(fail):
     fail(RuntimeError("odd"))
     with pytest.raises(RuntimeError, match="odd"):
-        run("predict", REQUIRED["predict"])
+        run("predict", arguments_of("predict"))
 
 
 @pytest.fixture
@@ -433,7 +402,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("command", "group", "option"), OPTIONS)
 def test_every_option_can_be_composed(command, group, option):
-    cfg = compose(command, [*REQUIRED[command], f"{group}={option}"])
+    cfg = compose_with_required(command, f"{group}={option}")
     if command == "train":
         make_loss(cfg.loss, cfg.model.activation)
         DetectionLoss(**cfg.detection.to_plain())
@@ -445,31 +414,27 @@ def test_files_have_the_keys_and_defaults_of_the_settings(command):
     of_some_options = {"data.phantoms", "model.network", "model.backbone", "model.layout"}
     declared = {key for key, _ in keys(COMMANDS[command])} - of_some_options
     if "loss._target_" in declared:
-        declared |= {
-            "loss.focal_weight",
-            "loss.dice_weight",
-            "loss.lesion_weight",
-        }
+        declared |= {"loss.focal_weight", "loss.dice_weight", "loss.lesion_weight"}
     assert set(_leaves(compose_plain(command, []))) == declared
-    settings = {}
-    for part in REQUIRED[command]:
-        key, _, value = part.partition("=")
-        settings |= {"data": {"root": value}} if key == "data.root" else {key: value}
-    assert COMMANDS[command].of(**settings) == compose(command, REQUIRED[command])
+    settings = PATHS[command]
+    if "data.root" in settings:
+        settings = {"data": {"root": settings["data.root"]}}
+    assert COMMANDS[command].of(**settings) == compose_with_required(command)
 
 
 @pytest.mark.parametrize("option", ["dice_focal", "dice_cross_entropy", "lesion_balanced"])
 def test_weight_of_dice_is_a_setting_of_losses_with_dice(option):
-    cfg = compose("train", [*REQUIRED["train"], f"loss={option}", "loss.dice_weight=0"])
+    cfg = compose_with_required("train", f"loss={option}", "loss.dice_weight=0")
     assert make_loss(cfg.loss, cfg.model.activation).dice_weight == 0
 
 
 def _leaves(node, prefix=""):
-    leaves = []
     for key, value in node.items():
-        inner = isinstance(value, dict) and f"{prefix}{key}" != "trainer.lightning"
-        leaves += _leaves(value, f"{prefix}{key}.") if inner else [f"{prefix}{key}"]
-    return leaves
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name != "trainer.lightning":
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name
 
 
 def test_section_of_settings_is_checked():

@@ -25,9 +25,9 @@ def plan_of(n_channels=1, architecture=RESENC):
     return plans.plan_of(dims=3, n_channels=n_channels, architecture=architecture)
 
 
-def pretrained_network():
+def pretrained_network(plan=None):
     """Return a network in which no tensor has only the values 0 or 1."""
-    network = build_network(plan_of(), seed=4)
+    network = build_network(plan or plan_of(), seed=4)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
     return network

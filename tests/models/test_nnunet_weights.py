@@ -10,6 +10,7 @@ from lesionseg.models.nnunet_checkpoint import architecture_of, read_nnunet_chec
 from lesionseg.plan.plan import Architecture
 from lesionseg.training.initial_weights import start_from
 from tests.models import plans
+from tests.models.nnssl_checkpoint import pretrained_network
 from tests.models.nnunet_names import to_nnunet_weights
 
 STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
@@ -29,9 +30,7 @@ def plan_of(architecture, n_channels=1):
 
 
 def write_checkpoint(folder, architecture, **more):
-    network = build_network(plan_of(architecture), seed=4)
-    for parameter in network.parameters():  # no tensor of only 0 or 1
-        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
+    network = pretrained_network(plan_of(architecture))
     path = folder / "checkpoint_final.pth"
     torch.save({"network_weights": to_nnunet_weights(network.state_dict()), **more}, path)
     return path, network
@@ -77,14 +76,8 @@ def first_weights(folder, names, dataset_json):
 
 @pytest.mark.parametrize("key", ["channel_names", "modality"])
 def test_channels_are_taken_by_the_names_in_the_checkpoint(tmp_path, key):
-    stated = {key: {"0": "T1", "1": "FLAIR"}}
-    old, new = first_weights(tmp_path, ("FLAIR", "T1"), stated)
-    assert torch.equal(new, old.flip(1))
-    old, new = first_weights(tmp_path, ("FLAIR",), stated)
+    old, new = first_weights(tmp_path, ("FLAIR",), {key: {"0": "T1", "1": "FLAIR"}})
     assert torch.equal(new, old[:, 1:])
-    old, new = first_weights(tmp_path, ("T2", "FLAIR", "T1"), stated)
-    assert torch.equal(new[:, 1:], old.flip(1))
-    assert torch.allclose(new[:, 0], old.mean(1) * 2 / 3)
 
 
 @pytest.mark.parametrize("stated", [{}, {"channel_names": ["T1", "FLAIR"]}, {"channel_names": {}}])

@@ -12,6 +12,7 @@ from lesionseg.ops.anchors import (
     nearest_cells,
 )
 from lesionseg.ops.boxes import box_iou, split_box
+from tests.boxes import draw_boxes
 
 LEVELS = {
     2: [
@@ -23,14 +24,6 @@ LEVELS = {
         AnchorLevel((4, 4, 4), (4, 4, 4), ((6.0, 8.0, 8.0),)),
     ],
 }
-
-
-def draw_boxes(seed, shape, limit, minimum, maximum):
-    """Draw boxes that begin before `limit` and have sides from `minimum` to `maximum`."""
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.rand(shape, generator=generator) * limit
-    side = minimum + torch.rand(shape, generator=generator) * (maximum - minimum)
-    return torch.cat([start, start + side], dim=1)
 
 
 def test_anchors_are_ordered_by_level_then_cell_then_size():

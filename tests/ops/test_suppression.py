@@ -6,6 +6,8 @@ import torch
 from lesionseg.errors import ContentError
 from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.suppression import batched_nms, cluster_boxes, nms
+from tests.boxes import draw_boxes
+from tests.noise import noise
 
 
 def suppress_by_naive_loop(boxes, scores, threshold):
@@ -17,24 +19,18 @@ def suppress_by_naive_loop(boxes, scores, threshold):
     return kept
 
 
-def draw_boxes(n, dims, seed, spread=30.0):
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.rand(n, dims, generator=generator) * spread
-    size = torch.rand(n, dims, generator=generator) * 12
-    return torch.cat([start, start + size], 1), torch.rand(n, generator=generator)
-
-
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
 def test_kept_boxes_equal_those_of_a_naive_loop(dims, threshold):
-    boxes, scores = draw_boxes(150, dims, seed=dims)
-    assert nms(boxes, scores, threshold).tolist() == suppress_by_naive_loop(
-        boxes, scores, threshold
-    )
+    boxes = draw_boxes(dims, (150, dims), limit=30, minimum=0, maximum=12)
+    scores = noise(150)
+    expected = suppress_by_naive_loop(boxes, scores, threshold)
+    assert nms(boxes, scores, threshold).tolist() == expected
 
 
 def test_boxes_of_different_groups_never_suppress_each_other():
-    boxes, scores = draw_boxes(60, 3, seed=3, spread=8.0)
+    boxes = draw_boxes(3, (60, 3), limit=8, minimum=0, maximum=12)
+    scores = noise(60)
     groups = torch.arange(60) * 7 % 3
     expected = []
     for group in range(3):
