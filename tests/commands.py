@@ -18,7 +18,7 @@ PATHS = {
     "predict": {"bundle": "model", "input": "masks", "output": "out"},
     "evaluate": {"reference": "masks", "prediction": "masks", "output": "out"},
     "follow": {"before": "masks", "after": "masks", "output": "out"},
-    "report": {"scores": "scores", "output": "out"},
+    "report": {"output": "out", "scores": "scores"},
     "export": {"bundle": "model", "output": "out"},
     "serve": {"bundle": "model"},
     "info": {"bundle": "model"},

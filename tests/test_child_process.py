@@ -12,7 +12,7 @@ import pytest
 
 from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.io.worker import run_in_worker
-from tests.pipeline.stall import wait_for_file
+from tests.pipeline.stall import wait_for, wait_for_file
 
 PATIENCE = 600  # seconds, for a busy machine
 
@@ -34,21 +34,14 @@ def is_running(pid):
 
 
 def wait_for_end(pid):
-    end = time.monotonic() + PATIENCE
-    while is_running(pid):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: not is_running(pid))
 
 
 def first_child_of(pid):
     """Wait until a process has started another one, and return the id of the other one."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-            for started in listed.read_text().split():
-                return int(started)
-        time.sleep(0.01)
-    raise AssertionError("no child")
+    tasks = Path(f"/proc/{pid}/task")
+    children = wait_for(lambda: "".join(file.read_text() for file in tasks.glob("*/children")))
+    return int(children.split()[0])
 
 
 def touch_and_sleep(path):
@@ -66,7 +59,7 @@ def test_results_errors_and_warnings_appear_in_the_parent(child, caplog):
 
 
 def test_close_ends_a_running_job(child, tmp_path):
-    ended = list[bool]()
+    ended = []
 
     def work():
         with pytest.raises(ChildEnded):

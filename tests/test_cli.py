@@ -4,7 +4,6 @@ import json
 import logging
 import shlex
 from operator import attrgetter
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -155,6 +154,8 @@ def test_value_of_a_wrong_type_or_range_is_an_error(override, expected):
         (["--config-dir", "absent"], ""),
         (["-m", "data.root=x", "los=focal"], ""),
         (["experiment=demo_mri", "operating_point=sensitivity:2"], "best_f1, fp_per_case:1"),
+        (["-m", "seed=0,1"], "give data.root="),
+        *((["data.root=x", "--json", other], "--json") for other in ("--cfg", "--multirun")),
     ],
 )
 def test_argument_that_is_no_override_is_an_error(run_command, argv, meant):
@@ -233,11 +234,6 @@ def test_json_states_that_a_command_was_stopped(fail, run_command):
     assert json.loads(printed)["exit_status"] == 130
 
 
-@pytest.mark.parametrize("other", ["--cfg", "--multirun"])
-def test_json_prints_the_result_of_one_command(run_command, other):
-    assert "--json" in run_command("report", ["scores=s", "output=o", "--json", other], 2).err
-
-
 @pytest.mark.parametrize(
     ("command", "argv", "can_continue"),
     [
@@ -283,7 +279,7 @@ def test_other_runtime_errors_are_raised(fail):
 def jobs(monkeypatch, tmp_path):
     """Return the settings of each job of a multirun. Jobs run nothing."""
     monkeypatch.chdir(tmp_path)
-    settings = list[Any]()
+    settings = []
 
     def call(_, cfg):
         settings.append(cfg)
@@ -324,14 +320,9 @@ def test_several_texts_of_a_multirun_are_its_jobs(jobs):
     assert [cfg.run_dir for cfg in jobs[2:]] == ["runs/a", "runs/b"]
 
 
-def test_setting_that_all_jobs_of_a_multirun_lack_is_named(run_command, jobs):
-    assert "give data.root=" in run_command("train", ["-m", "seed=0,1"], 2).err
-    assert not jobs
-
-
 def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    errors = list[Any]()
+    errors = []
 
     def call(_, cfg):
         if cfg.seed == 1:

@@ -66,7 +66,7 @@ def test_container_has_the_extras_dicom_pdf_and_serve_at_locked_versions(name):
 
 def test_container_gets_all_files_that_its_recipe_copies():
     recipe = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    copied = set[str]()
+    copied = set()
     for line in re.findall(r"^COPY (?!--from)(.*)$", recipe, flags=re.M):
         *sources, _ = line.split()
         copied.update(sources)
@@ -96,7 +96,7 @@ def test_apptainer_caches_are_in_the_home_of_the_user():
 
 def test_notice_lists_all_packages_under_a_copyleft_licence():
     notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
-    found = set[str]()
+    found = set()
     for name in _read_lock().keys() - {"pathspec"}:  # only mypy needs it, which is not shipped
         try:
             about = metadata(name)

@@ -65,12 +65,9 @@ def test_help_is_printed_in_an_encoding_without_its_characters():
 def test_predict_and_evaluate_work_without_features_of_linux(plan, toy_case, tmp_path):
     easy = replace(plan, lesion_fraction=0.7)
     write_bundle(tmp_path / "bundle", build_network(easy), easy, "")
-    geometry = toy_case.image.geometry
-    reference = toy_case.reference
-    assert reference is not None
-    labels = np.asarray(reference.labels)[np.newaxis]
+    labels = toy_case.reference.labels[np.newaxis]
     write_volume(tmp_path / "scans" / "toy.nii.gz", toy_case.image)
-    write_volume(tmp_path / "masks" / "toy.nii.gz", Volume(labels, geometry))
+    write_volume(tmp_path / "masks" / "toy.nii.gz", Volume(labels, toy_case.image.geometry))
     done = python("-W", "ignore", "-c", WITHOUT + COMMANDS, cwd=tmp_path, env=WINDOWS)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "scores" / "scores.json").is_file()

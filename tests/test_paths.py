@@ -5,7 +5,6 @@ from unittest.mock import Mock
 
 import pytest
 
-import lesionseg
 import lesionseg.cli.command as command_module
 from lesionseg.cli.paths import check_paths
 from lesionseg.config import COMMANDS, PathKind, Settings, settings_of
@@ -31,10 +30,8 @@ KEYS = [(command, key) for command in COMMANDS for key in path_keys(COMMANDS[com
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """Change to a folder with a data folder, a bundle, masks, scores and a file."""
-    for name in ("data/manifest.csv", "model/weights.safetensors", "model/plan.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    for name in ("masks/a.nii.gz", "scores/scores.json", "table.csv"):
+    files = ("masks/a.nii.gz", "scores/scores.json", "table.csv")
+    for name in ("data/manifest.csv", "model/weights.safetensors", "model/plan.json", *files):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
@@ -136,21 +133,11 @@ def test_empty_path_is_not_the_current_folder(command, key):
     assert f"{key}= is empty" in str(error)
 
 
-def test_empty_root_of_annotated_images_is_not_the_current_folder(run_command, place):
-    settings = ["data.root=", "data.annotations=boxes.csv", "run_dir=r"]
-    assert "data.root= is empty" in run_command("train", settings, 2).err
-
-
 def test_file_without_permission_is_a_sentence(run_command, place, monkeypatch):
     refusal = PermissionError(errno.EACCES, "Permission denied", "out/predictions.log")
     monkeypatch.setattr(command_module, "run_recipe", Mock(side_effect=refusal))
     printed = run_command("predict", arguments_of("predict"), 1).err
     assert "Error: out/predictions.log: Permission denied." in printed
-
-
-def test_empty_path_among_several_bundles_is_an_error(place):
-    with pytest.raises(ConfigError, match="bundle= is empty"):
-        lesionseg.predict(["model", ""], "masks", "out")
 
 
 # the keys whose files no command downloads or uploads

@@ -23,17 +23,21 @@ from tests.pipeline.cases import boxes, write_array
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     """Prepare four tiny heads, one of which is scored."""
-    grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
-    folder = tmp_path_factory.mktemp("heads")
-    write_mri_phantoms(folder / "raw", 4, seed=1, n_test=1, **grid)
-    return versus.prepare(folder / "raw", options_for(folder / "out"))
+    return prepare(tmp_path_factory.mktemp("heads"), 4)
 
 
-def options_for(output):
+def options_for(output, **changed):
     """Return the command line of 20 minutes."""
     options = {"output": output, "accelerator": "cpu", "overrides": [], "group": None}
     options |= {"minutes": 20.0, "steps": None, "clock": "wall", "choosing_fraction": 0.0}
-    return argparse.Namespace(**options)
+    return argparse.Namespace(**options | changed)
+
+
+def prepare(folder, n_cases, **options):
+    """Prepare simulated heads, one of which is scored."""
+    grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
+    write_mri_phantoms(folder / "raw", n_cases, seed=1, n_test=1, **grid)
+    return versus.prepare(folder / "raw", options_for(folder / "out", **options))
 
 
 def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, tmp_path):
@@ -57,15 +61,10 @@ def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, 
 
 
 def test_threshold_is_chosen_on_patients_on_whom_no_tool_is_trained(tmp_path):
-    grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
-    write_mri_phantoms(tmp_path / "raw", 9, seed=1, n_test=1, **grid)
-    options = options_for(tmp_path / "out")
-    options.choosing_fraction = 0.4
-    setting = versus.prepare(tmp_path / "raw", options)
+    setting = prepare(tmp_path, 9, choosing_fraction=0.4)
     choosing = setting.found.of_role(CHOOSING)
     learning = setting.found.of_role("train")
     assert (len(setting.scored), len(choosing), len(learning)) == (1, 3, 5)
-    assert not {files.case for files in choosing} & {files.case for files in learning}
     job = versus.nnunet_job(setting, "nnunet_cut", tmp_path / "nnunet")
     assert set(job["scans"]) == {files.case for files in (*setting.scored, *choosing)}
     n_lesions = 0
@@ -113,7 +112,6 @@ def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
     learning = {files.case for files in setting.found.of_role("train")}
     assert {p.name.removesuffix(".nii.gz") for p in (raw / "labelsTr").iterdir()} == learning
     assert set(job["scans"]) == {files.case for files in setting.scored}
-    assert not learning & set(job["scans"])
     assert job["tile_voxels"] == np.prod(setting.plan.tile_shape)
     described = read_json(raw / "dataset.json")
     assert described["numTraining"] == len(learning) == 3
@@ -134,8 +132,7 @@ def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
 def test_a_finished_cell_is_read_unless_it_is_of_another_training(
     setting, tmp_path, other_part, message
 ):
-    asked = {"output": tmp_path, "overrides": ["loss.gamma=1"], "variant": "G", "threads": 1}
-    options = argparse.Namespace(**vars(setting.options) | asked)
+    options = options_for(tmp_path, overrides=["loss.gamma=1"], variant="G", threads=1)
     path = tmp_path / "cells" / f"{setting.name}__lesionseg_G__20min__1t__s0.json"
     cell = {"identity": versus.identity(setting), "overrides": "loss.gamma=1"} | other_part
     write_json(path, cell)

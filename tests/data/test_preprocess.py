@@ -14,26 +14,17 @@ from lesionseg.data.preprocess_reference import prepare_reference
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.boxes import tile_boxes
 from lesionseg.ops.components import lesion_instances
-from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.plan.plan import Normalisation
 from tests.io.dicom_files import grid_of
+from tests.models.plans import plan_of
 
 SHAPE = (11, 14, 17)
+UNSCALED = (Normalisation("dataset"),)
 
 
-def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=None, label_values=(1,)):
-    dims = len(spacing_mm)
-    return Plan(
-        dims=dims,
-        modality="mri",
-        channel_names=("T1",),
-        labels=Labels(label_values, tuple(f"lesion{v}" for v in label_values)),
-        spacing_mm=spacing_mm,
-        normalisation=normalisation or (Normalisation("dataset"),),
-        tile_shape=(8,) * dims,
-        batch_size=2,
-        architecture=Architecture("unet", (8,), ((1,) * dims,), ((3,) * dims,)),
-        lesion_fraction=0.01,
-    )
+def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=UNSCALED, label_values=(1,)):
+    plan = plan_of(dims=len(spacing_mm), spacing_mm=spacing_mm, normalisation=normalisation)
+    return plan.with_(labels=Labels(label_values, tuple(f"lesion{v}" for v in label_values)))
 
 
 def make_straight(shape, spacing=1.0):
@@ -70,10 +61,8 @@ def reorient(volume, axes, flips):
 
 
 ORIENTATIONS = {
-    "RAS": ((2, 1, 0), (0, 0, 0)),
     "LPS": ((2, 1, 0), (1, 1, 0)),
-    "PIR": ((1, 0, 2), (1, 1, 0)),
-    "SAL": ((0, 1, 2), (0, 0, 1)),
+    "PLS": ((1, 2, 0), (1, 1, 0)),
     "IRP": ((0, 2, 1), (1, 0, 1)),
 }
 
@@ -94,7 +83,7 @@ def test_any_orientation_of_the_same_voxels_gives_the_same_array(rng, name, degr
 def test_affine_of_the_prepared_image_gives_the_positions_of_its_values(spacing):
     geometry = make_oblique(spacing=(1.7, 0.9, 1.1))
     ramps = centres_of(geometry).T.reshape(3, *SHAPE).astype(np.float32)
-    plan = make_plan(spacing, (Normalisation("dataset"),) * 3).with_(channel_names=("x", "y", "z"))
+    plan = make_plan(spacing, UNSCALED * 3).with_(channel_names=("x", "y", "z"))
     prepared = prepare_image(Volume(ramps, geometry), plan)
     assert prepared.geometry.spacing_mm == pytest.approx(spacing)
     # the outer half voxel repeats the edge, so only positions between voxel centres are compared
@@ -161,12 +150,9 @@ def test_grid_that_exceeds_memory_is_an_error():
         prepare_image(volume, make_plan(), where="a")
 
 
-@pytest.mark.parametrize("spacing", [0.0015, 0.05, 0.3])
+@pytest.mark.parametrize("spacing", [0.0015, 0.05])
 def test_scan_of_only_one_or_two_prepared_voxels_is_an_error(spacing):
     volume = Volume(np.zeros((1, 30, 40, 40), np.float32), make_straight((30, 40, 40), spacing))
-    if spacing == 0.3:
-        assert prepare_image(volume, make_plan()).array.shape == (1, 9, 12, 12)
-        return
     with pytest.raises(GeometryError, match=r"case7: with voxels of .*Correct the spacing"):
         prepare_image(volume, make_plan(), where="case7")
 
@@ -179,7 +165,6 @@ def test_touching_labels_are_separate_lesions_with_consecutive_labels():
     prepared, _ = prepare_labels(labels, plan)
     assert prepared.instance_labels == (2, 1)
     np.testing.assert_array_equal(prepared.labels, np.where(labels == 7, 2, labels == 3))
-    assert prepared.ignore is None
     empty, _ = prepare_labels(0 * labels, plan)
     assert (empty.instance_labels, empty.labels.max()) == ((), 0)
     with pytest.raises(ContentError, match="case7"):  # an unknown label
@@ -257,12 +242,9 @@ def test_ignored_voxels_contain_no_lesion():
     labels[1:3, 1:7] = 1
     ignore = np.zeros((6, 8), bool)
     ignore[:, 4:] = True
-    for prepared in (
-        prepare_labels(labels, make_plan((1.0, 1.0)), ignore=ignore)[0],
-        prepare_boxes([[1, 1, 3, 7]], (6, 8), ignore=ignore),
-    ):
-        assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
-        np.testing.assert_array_equal(prepared.ignore, ignore)
+    prepared, _ = prepare_labels(labels, make_plan((1.0, 1.0)), ignore=ignore)
+    assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
+    np.testing.assert_array_equal(prepared.ignore, ignore)
 
 
 def test_ignored_box_is_left_out():
@@ -286,8 +268,7 @@ def test_boxes_are_filled_and_the_smaller_box_keeps_its_pixels():
     "boxes",
     [
         [[4, 6, 24, 36], [4, 6, 24, 32]],  # a smaller box covers all but the end of a larger one
-        [[4, 6, 24, 36], [4, 6, 24, 36]],  # two labels at the same place
-        [[4, 6, 24, 36], [4, 6, 24, 36], [4, 6, 24, 36]],
+        [[4, 6, 24, 36]] * 3,  # three labels at the same place
         [[0, 10, 20, 30], [10, 0, 40, 40], [12, 12, 14, 14]],  # the last one is small
     ],
 )
@@ -407,5 +388,5 @@ def test_windows_of_local_normalisation_have_the_deviation_of_the_gaussian(sigma
 )
 def test_normalised_values_equal_those_computed_by_hand(scheme, values, expected):
     array = np.array([[values], [values]], np.float32)
-    normalise(array, (scheme, Normalisation("dataset")))
+    normalise(array, (scheme, *UNSCALED))
     np.testing.assert_allclose(array, [[expected], [values]])

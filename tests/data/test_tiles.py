@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from monai.data import Dataset, MetaTensor
 
 from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Reference, Volume
@@ -69,7 +68,6 @@ def padded_tile(array, start, shape):
 
 def test_item_is_the_tile_that_the_sampler_chose(cases, make_tiles):
     dataset = make_tiles()
-    assert isinstance(dataset, Dataset)
     for i in range(20):
         choice = dataset.sampler.choose(*divmod(i, 9))
         case = cases[choice.case]
@@ -85,7 +83,6 @@ def test_item_is_the_tile_that_the_sampler_chose(cases, make_tiles):
         for key, array in expected.items():
             assert item[key].dtype == getattr(torch, types[key])
             np.testing.assert_array_equal(item[key], padded_tile(array, choice.start, TILE))
-        assert all(isinstance(item[key], MetaTensor) for key in ("image", "label"))
 
 
 @pytest.mark.parametrize("augmentation", [None, AugmentConfig.of()])

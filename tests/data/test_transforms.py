@@ -75,7 +75,6 @@ BOTH = ["image", "label"]
 SMOOTH = make_spec("GaussianSmoothd", sigma=1.0)
 ZOOM = make_spec("RandZoomd", BOTH, prob=1.0, mode=["bilinear", "nearest"])
 CHANGES = {
-    "plain": {"flip_axes": [], "spatial_probability": 0.0},
     "flips": {"spatial_probability": 0.0},
     "moved": {"spatial_probability": 1.0},
     "rotated by MONAI": {

@@ -22,8 +22,8 @@ TYPED = re.compile(rf"^(?:{PROGRAM}|({'|'.join(COMMANDS)})(?=(?: \S+)*=)) (.*)$"
 SETTING = re.compile(r"^\+?([a-z_]+(?:\.[a-z_]+)*)=")
 KNOWN = {key for kind in COMMANDS.values() for key, _ in keys(kind)}
 KNOWN |= {group for command in COMMANDS for group in options_of_groups(command)}
-KNOWN |= {"key", "group", "a", "weights_only", "reduction", "include_background"}  # Python's
-KNOWN |= {"progress"}  # an argument of the functions, not a setting
+# arguments of functions, not settings
+KNOWN |= {"key", "group", "a", "weights_only", "reduction", "include_background", "progress"}
 ANY_NUMBER = re.compile(r"\$SLURM_ARRAY_TASK_ID|(?<==)[A-Z]\b")
 EACH_PAGE = pytest.mark.parametrize(
     "page", PAGES, ids=lambda page: f"{page.parent.stem}-{page.stem}"

@@ -28,7 +28,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-NAME = "Pretend H100"
 MEMORY = 80 * 10**9
 ROOT = f"{Path(__file__).resolve().parents[2]}/"
 OURS = (f"{ROOT}lesionseg/", f"{ROOT}benchmarks/")
@@ -86,30 +85,26 @@ class Cards:
     current: int = 0
     waits: list[Wait] = field(default_factory=list)
     ops_by_card: Counter[int] = field(default_factory=Counter)
-    _pending: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    pending: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def wait(self, kind):
         """Record a wait of the host. All copies have arrived after it."""
         self.waits.append(Wait(kind, _place()))
-        self.arrive(len(self._pending))
+        self.arrive(len(self.pending))
 
     def send(self, destination, values):
         """Copy without waiting: `destination` holds wrong numbers until the copy has arrived."""
-        self._pending.append((destination, values.clone()))
+        self.pending.append((destination, values.clone()))
         if destination.is_floating_point():
             destination.fill_(torch.nan)
         else:
             destination.copy_(values.logical_not() if destination.dtype == torch.bool else ~values)
 
-    def n_sent(self):
-        """Return the number of copies that have not arrived."""
-        return len(self._pending)
-
     def arrive(self, n):
         """Let the first `n` copies arrive."""
-        for destination, values in self._pending[:n]:
+        for destination, values in self.pending[:n]:
             destination.copy_(values)
-        del self._pending[:n]
+        del self.pending[:n]
 
 
 _active = []
@@ -165,9 +160,6 @@ class Card(torch.Tensor):
     @staticmethod
     def __tensor_unflatten__(inner, index, size, stride):
         return Card(inner["values"], index)
-
-    def __repr__(self, **_):
-        return f"Card({tuple(self.shape)}, {self.dtype}, cuda:{self.index})"
 
     def __deepcopy__(self, memo):
         made = Card(self.values.clone(), self.index)
@@ -405,7 +397,7 @@ class PretendEvent:
         self._n_sent = 0
 
     def record(self, *_):
-        self._n_sent = _cards().n_sent()
+        self._n_sent = len(_cards().pending)
 
     def synchronize(self):
         cards = _cards()
@@ -443,9 +435,7 @@ def _torch_cuda(cards):
         cards.current = _card_device(device).index
 
     def properties(device=None):
-        return types.SimpleNamespace(
-            total_memory=MEMORY, name=NAME, major=9, minor=0, multi_processor_count=132
-        )
+        return types.SimpleNamespace(total_memory=MEMORY, name="Pretend H100")
 
     return {
         "is_available": lambda: True,
@@ -454,18 +444,11 @@ def _torch_cuda(cards):
         "set_device": set_device,
         "current_device": lambda: cards.current,
         "get_device_properties": properties,
-        "get_device_capability": lambda device=None: (9, 0),
-        "get_device_name": lambda device=None: NAME,
         "is_bf16_supported": lambda including_emulation=True: cards.bf16,
         "mem_get_info": lambda device=None: (cards.free, MEMORY),
         "memory_reserved": lambda device=None: cards.reserved,
-        "memory_allocated": lambda device=None: 0,
-        "max_memory_allocated": lambda device=None: 0,
-        "reset_peak_memory_stats": lambda device=None: None,
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: cards.wait("synchronize"),
-        "get_rng_state_all": list,
-        "set_rng_state_all": lambda states: None,
         "Event": PretendEvent,
     }
 

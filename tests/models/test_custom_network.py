@@ -184,7 +184,6 @@ def test_larger_tile_has_a_smaller_batch_and_a_reason(batch, keeps_batch, expect
 
 def test_coarser_outputs_are_supervised_on_their_own_grid():
     ready = probe_network(make_plan(tile=(20, 16, 16), **make_target("Halves")), by_hand=False)
-    assert ready.tile_shape == (16, 16, 16)
     assert ready.architecture.levels == ((1, 1, 1), (2, 2, 2))
     assert ready.architecture.strides[1] == (16, 16, 16)
     network = build_network(ready, architectures=TRUSTED)

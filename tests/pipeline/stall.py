@@ -14,7 +14,15 @@ class Stall:
         return data
 
 
+def wait_for(find):
+    """Wait until a function finds something, and return it. A busy machine may need minutes."""
+    end = time.monotonic() + 600
+    while not (found := find()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
 def wait_for_file(path):
     """Wait until a file exists."""
-    while not path.exists():
-        time.sleep(0.01)
+    wait_for(path.exists)

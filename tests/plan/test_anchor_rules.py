@@ -19,16 +19,12 @@ def make_architecture(dims):
 
 
 def fit(extents, dims=3):
-    found = fit_anchors(extents, make_architecture(dims)).value
-    assert found is not None
-    return found
+    return fit_anchors(extents, make_architecture(dims)).value
 
 
 def test_width_of_the_heads_is_a_multiple_of_their_norm_groups():
     network = replace(make_architecture(3), features=(10, 20, 40, 80, 160))
-    found = fit_anchors([[5, 5, 5]], network).value
-    assert found is not None
-    assert found.width == 24
+    assert fit_anchors([[5, 5, 5]], network).value.width == 24
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -43,7 +39,6 @@ def test_single_slices_do_not_need_the_finest_level():
     strides = ((1, 1, 1), *[(1, 2, 2)] * 3)
     architecture = Architecture("retinanet", (16, 32, 64, 128), strides, ((3, 3, 3),) * 4)
     found = fit_anchors([[1, 30, 30]] * 20, architecture).value
-    assert found is not None
     assert total_strides(strides)[found.stages[0]] == (1, 8, 8)
 
 
@@ -74,8 +69,8 @@ def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves():
     cubes = np.repeat(2.0 ** (np.arange(2, 11) / 2)[:, None], 3, axis=1)
     shared = np.minimum(extents[:, None], cubes).prod(-1)
     union = extents.prod(-1)[:, None] + cubes.prod(-1) - shared
-    assert (found.mean_iou or 0) > (shared / union).max(1).mean()
-    assert (found.small_recall or 0) > 0.9
+    assert found.mean_iou > (shared / union).max(1).mean()
+    assert found.small_recall > 0.9
     assert all(len(sizes) == found.n_shapes for sizes in found.sizes)
     volumes = [[np.prod(size) for size in sizes] for sizes in found.sizes]
     assert volumes == sorted(map(sorted, volumes))  # the smallest at the finest level

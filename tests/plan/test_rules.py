@@ -37,7 +37,6 @@ BOTH = ("cpu", "cuda")
         ([(0.5, 0.5)], [10.0], ("cpu",), (0.5, 0.5)),  # 20 pixels
         ([(0.5, 0.5)], [90.0], ("cuda",), (0.5, 0.5)),
         ([(4, 1, 1)], [40.0], ("cpu",), (4, 2, 2)),  # the coarse axis stays
-        ([(1, 1, 1)], [5.0], BOTH, (1, 1, 1)),
         # a few small lesions among many large ones do not determine the resolution of films
         ([(1, 1)], [7.0] * 4 + [83.0] * 96, ("cpu",), (2, 2)),
         ([(1, 1)], [7.0] * 5 + [19.0] * 6 + [83.0] * 89, ("cpu",), (1, 1)),  # a tenth is <= 20
@@ -117,7 +116,6 @@ def test_the_prior_is_the_lesion_fraction_within_bounds(fraction, expected):
         ([1, 2, 900], 1e-3, 1, 0.05),
         ([10] * 9, 1e-3, 1, 0.05),
         ([11] * 9, 1e-3, 2, 0.05),
-        ([16] * 9, 1e-3, 2, 0.05),
         ([45] * 9, 1e-3, 4, 0.05),
         ([999], 0.15, 10, 0.15),
     ],
@@ -265,9 +263,7 @@ def test_budget_of_a_gpu_needs_the_memory_of_a_step():
     ],
 )
 def test_reasons_name_the_elements_of_an_image(dims, mm, element, unit, whole):
-    small = rules.spacing([(mm,) * dims], [2.0] * 20, "cuda").reason
-    assert f"(under 2.0 {unit})" in small
-    assert f"3 {element}" in small
+    assert f"(under 2.0 {unit})" in rules.spacing([(mm,) * dims], [2.0] * 20, "cuda").reason
     assert f"5 {element}" in rules.candidate_rule([50] * 20, 0.01, dims).reason
     assert whole in rules.prior(0.01, dims).reason
 

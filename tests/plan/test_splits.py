@@ -45,7 +45,6 @@ def test_a_fifth_of_the_groups_is_drawn_only_by_the_seed(dataset):
         held = cases_of_role(splits, "validation")
         patients = {groups[c] for c in held}
         assert len(patients) == 2
-        assert not patients & {groups[c] for c in cases_of_role(splits, "train")}
         assert splits.group_safe
         assert make_splits(build(dataset, backwards), counts, seed=seed).roles == splits.roles
         drawn.add(frozenset(held))
