@@ -69,12 +69,13 @@ def test_texts_of_a_table_stay_texts_and_boxes_are_numbers(evaluation, tmp_path)
 def test_visits_may_be_a_table_but_the_output_must_be_given(monkeypatch):
     recipe = Mock(side_effect=StopIteration)
     monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
+    settings = {"visits": "visits.csv", "predictions": "masks"}
     with pytest.raises(StopIteration):
-        lesionseg.follow(output="o", visits="visits.csv")
+        lesionseg.follow(output="o", **settings)
     cfg = recipe.call_args.args[1]
     assert (cfg.before, cfg.after, cfg.visits) == (None, None, "visits.csv")
     with pytest.raises(ConfigError, match="output"):
-        lesionseg.follow(visits="visits.csv")
+        lesionseg.follow(**settings)
 
 
 def test_undefined_numbers_of_a_table_stay_numbers(tmp_path):
