@@ -435,7 +435,7 @@ def _torch_cuda(cards):
         cards.current = _card_device(device).index
 
     def properties(device=None):
-        return types.SimpleNamespace(total_memory=MEMORY, name="Pretend H100")
+        return types.SimpleNamespace(total_memory=MEMORY, name="Pretend H100", major=9, minor=0)
 
     return {
         "is_available": lambda: True,
