@@ -158,7 +158,8 @@ def test_value_of_a_wrong_type_or_range_is_an_error(override, expected):
         *((["data.root=x", "--json", other], "--json") for other in ("--cfg", "--multirun")),
     ],
 )
-def test_argument_that_is_no_override_is_an_error(run_command, argv, meant):
+def test_argument_that_is_no_override_is_an_error(run_command, argv, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert meant in run_command("train", argv, 2).err
 
 
