@@ -235,6 +235,11 @@ def test_json_states_that_a_command_was_stopped(fail, run_command):
     assert json.loads(printed)["exit_status"] == 130
 
 
+@pytest.mark.parametrize("other", ["--cfg", "--multirun"])
+def test_json_prints_the_result_of_one_command(run_command, other):
+    assert "--json" in run_command("report", ["scores=s", "output=o", "--json", other], 2).err
+
+
 @pytest.mark.parametrize(
     ("command", "argv", "can_continue"),
     [
@@ -319,6 +324,11 @@ def test_several_texts_of_a_multirun_are_its_jobs(jobs):
         assert found == ("a,b", pattern, point, f"runs/{number}")
     assert run("train", ["-m", "data.root=x", "run_dir=runs/a,runs/b"]) == 0
     assert [cfg.run_dir for cfg in jobs[2:]] == ["runs/a", "runs/b"]
+
+
+def test_setting_that_all_jobs_of_a_multirun_lack_is_named(run_command, jobs):
+    assert "give data.root=" in run_command("train", ["-m", "seed=0,1"], 2).err
+    assert not jobs
 
 
 def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path):

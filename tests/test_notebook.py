@@ -66,14 +66,16 @@ def test_texts_of_a_table_stay_texts_and_boxes_are_numbers(evaluation, tmp_path)
     assert frame["zone"].isna().all()
 
 
-def test_visits_may_be_a_table_but_the_output_must_be_given(monkeypatch):
-    recipe = Mock(side_effect=StopIteration)
-    monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
-    settings = {"visits": "visits.csv", "predictions": "masks"}
-    with pytest.raises(StopIteration):
-        lesionseg.follow(output="o", **settings)
-    cfg = recipe.call_args.args[1]
-    assert (cfg.before, cfg.after, cfg.visits) == (None, None, "visits.csv")
+def test_table_of_visits_is_followed(tmp_path):
+    rows = ["case,image,group,visit"]
+    for number, case in enumerate(("first", "second")):
+        write_array(tmp_path / "scans" / f"{case}.nii.gz", boxes((8, 8, 8), (2, 2, 2, 3)))
+        rows.append(f"{case},scans/{case}.nii.gz,P1,{number}")
+    table = tmp_path / "visits.csv"
+    table.write_text("\n".join(rows))
+    settings = {"visits": table, "predictions": tmp_path / "scans", "replicates": 10}
+    changes = lesionseg.follow(output=tmp_path / "followed", **settings)
+    assert changes["state"].tolist() == ["stable"]
     with pytest.raises(ConfigError, match="output"):
         lesionseg.follow(**settings)
 
@@ -85,11 +87,13 @@ def test_undefined_numbers_of_a_table_stay_numbers(tmp_path):
     assert (metrics["loss"][1], metrics["dice"][1]) == (0.25, 0.5)
 
 
-def test_missing_tables_are_named(evaluation, tmp_path):
+def test_missing_tables_and_unknown_settings_are_named(evaluation, tmp_path):
     with pytest.raises(ConfigError, match="the table"):
         evaluation.to_pandas("lesion")
     with pytest.raises(ReadError, match="the table does not exist"):
         lesionseg.Run(tmp_path).to_pandas("cases")
+    with pytest.raises(ConfigError, match="Did you mean 'preset'"):
+        lesionseg.evaluate("a", "b", "c", presett="iou50")
 
 
 def settings_of_train(monkeypatch, **settings):
@@ -178,6 +182,7 @@ def test_run_accepts_a_path_as_text_and_has_test_scores(evaluation, tmp_path):
     [
         ({"trainer.max_stepz": 1}, "Did you mean 'trainer.max_steps'"),
         ({"loss": "focall"}, "Did you mean 'focal'"),
+        ({"trainer.max_steps": "many"}, "trainer.max_steps"),
         ({"augment": {"flips": []}}, "Did you mean 'augment.flip_axes'"),
         ({"report": True}, "^report: True"),
     ],

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 
+import lesionseg
 import lesionseg.cli.command as command_module
 from lesionseg.cli.paths import check_paths
 from lesionseg.config import COMMANDS, PathKind, Settings, settings_of
@@ -138,6 +139,11 @@ def test_file_without_permission_is_a_sentence(run_command, place, monkeypatch):
     monkeypatch.setattr(command_module, "run_recipe", Mock(side_effect=refusal))
     printed = run_command("predict", arguments_of("predict"), 1).err
     assert "Error: out/predictions.log: Permission denied." in printed
+
+
+def test_empty_path_among_several_bundles_is_an_error(place):
+    with pytest.raises(ConfigError, match="bundle= is empty"):
+        lesionseg.predict(["model", ""], "masks", "out")
 
 
 # the keys whose files no command downloads or uploads
