@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.core.geometry import describe_sides
@@ -12,8 +13,7 @@ FLAT = Geometry.from_spacing((2, 2), (1, 1))
 
 @pytest.fixture
 def oblique():
-    a = np.deg2rad(20)
-    rotation = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    rotation = Rotation.from_euler("z", 20, degrees=True).as_matrix()
     affine = np.eye(4)
     affine[:3, :3] = rotation @ np.fliplr(np.diag([0.5, 1.0, 3.0]))
     affine[:3, 3] = (10, -20, 30)

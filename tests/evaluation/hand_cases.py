@@ -1,4 +1,4 @@
-"""Tiny cases drawn by hand, with a sentence and the expected result of the default preset.
+"""Tiny cases drawn by hand, with a comment and the expected result of the default preset.
 
 `by_pairs` contains the values that differ under the preset `instances`.
 
@@ -23,26 +23,27 @@ from lesionseg.evaluation.tables import BY_LABEL, region_part
 class HandCase:
     """A drawing and its expected result.
 
-    `secondary` contains lesions found and false positives by secondary criterion. `n_true` is the
-    number of true candidates.
+    `detected_at` contains a score for each lesion. `secondary` contains lesions found and false
+    positives by secondary criterion. `n_true` is the number of true candidates.
     """
 
     name: str
-    sentence: str
     reference: str
     prediction: str
     scores: tuple[float, ...]
-    tp: int = 0
-    fp: int = 0
-    fn: int = 0
     dice: float | None = None
     detected_at: tuple[float | None, ...] = ()
+    fp: int = 0
     n_true: int | None = None  # None: equal to the number of lesions found
     ignored: int = 0
     candidate_labels: tuple[int, ...] = ()
     accepted_from: float = 0.0
     secondary: dict[str, tuple[int, int]] = field(default_factory=dict)
     by_pairs: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def tp(self):
+        return sum(at is not None and at >= self.accepted_from for at in self.detected_at)
 
 
 class Found:
@@ -95,10 +96,10 @@ class Found:
         rows = CaseRows([case])
         for label, value in dice.items():
             rows.cases.append({**own, "part": BY_LABEL, "label": label, "dice": value})
-        rows.lesions.extend(vars(x) | own for x in self.lesions if lesions is None)
-        rows.lesions.extend(vars(x) | own for x in lesions or ())
-        rows.candidates.extend(vars(x) | own for x in self.candidates if candidates is None)
-        rows.candidates.extend(vars(x) | own for x in candidates or ())
+        lesions = self.lesions if lesions is None else lesions
+        candidates = self.candidates if candidates is None else candidates
+        rows.lesions.extend(vars(x) | own for x in lesions)
+        rows.candidates.extend(vars(x) | own for x in candidates)
         case["n_lesions"] = len(rows.lesions)
         for name, region in (regions or {}).items():
             rows.add(region.change(**own).rows, part=region_part(name))
@@ -153,6 +154,19 @@ def random_instances(rng, shape, n, sides=range(1, 8)):
         drawn[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = number
     ids = np.unique(drawn[drawn > 0])
     return np.searchsorted(ids, drawn).astype(np.int32) + (drawn > 0)
+
+
+def random_case(seed):
+    """Return instances and labels of lesions, then instances, labels and scores of candidates."""
+    rng = np.random.default_rng(seed)
+    shape = (12, 14) if seed % 2 else (6, 7, 8)
+    reference = random_instances(rng, shape, 5)
+    drawn = random_instances(rng, shape, 8)
+    labels = rng.integers(1, 3, int(reference.max())).tolist()
+    given = rng.integers(1, 3, int(drawn.max())).tolist()
+    has_ties = seed // 2 % 2 == 0
+    scores = rng.integers(1, 6, len(given)) / 6 if has_ties else rng.random(len(given))
+    return reference, tuple(labels), drawn, tuple(given), tuple(scores.tolist())
 
 
 def draw(text, spacing_mm=None):
@@ -244,67 +258,172 @@ SIDES = "any_overlap", "iou50", "centre_distance"
 FOUND = dict.fromkeys(SIDES, (1, 0))
 FALSE = dict.fromkeys(SIDES, (0, 1))
 HAND_CASES = (
-    HandCase("perfect", "A candidate equal to the only lesion finds it.",
-        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,),
-        secondary=FOUND),
-    HandCase("nothing", "A lesion-free case without candidates has neither hits nor misses.",
-        ".... ....", ".... ....", ()),
-    HandCase("false_alarm", "A candidate in a lesion-free case is false, and Dice undefined.",
-        ".... ....", "11.. ....", (0.4,), fp=1, secondary=FALSE),
-    HandCase("missed", "A lesion without candidate is missed and its case counts Dice 0.",
-        ".... .11.", ".... ....", (), 0, 0, 1, 0.0, (None,)),
-    HandCase("elsewhere", "A candidate next to the lesion is false and the lesion is missed.",
-        "11..... .......", "....111 .......", (0.8,), 0, 1, 1, 0.0, (None,)),
-    HandCase("exactly_a_tenth", "IoU 1/10 suffices.",
-        "1......... ..........", "1111111111 ..........", (0.5,), 1, 0, 0, 2 / 11, (0.5,),
-        secondary={"any_overlap": (1, 0), "iou50": (0, 1)}),
-    HandCase("under_a_tenth", "IoU 1/11 is a false positive that touches a lesion.",
-        "1.......... ...........", "11111111111 ...........", (0.5,), 0, 1, 1, 2 / 12, (None,),
-        secondary={"any_overlap": (1, 0), "iou50": (0, 1), "centre_distance": (0, 1)}),
-    HandCase("split", "Two candidates on one lesion are both true, and find it once.",
-        "111111 ......", "111122 ......", (0.6, 0.9), 1, 0, 0, 1.0, (0.9,), n_true=2,
-        secondary={"any_overlap": (1, 0), "iou10": (1, 0)}, by_pairs={"n_true": 1, "ignored": 1}),
-    HandCase("merge", "One candidate over two lesions finds both; by pairs one of them is missed.",
-        "111.22 ......", "111111 ......", (0.7,), 2, 0, 0, 10 / 11, (0.7, 0.7), n_true=1,
+    # A candidate equal to the only lesion finds it.
+    HandCase(
+        "perfect",
+        ".... .11. .11. ....",
+        ".... .11. .11. ....",
+        (0.9,),
+        1.0,
+        (0.9,),
+        secondary=FOUND,
+    ),
+    # A lesion-free case without candidates has neither hits nor misses.
+    HandCase("nothing", ".... ....", ".... ....", ()),
+    # A candidate in a lesion-free case is false, and Dice undefined.
+    HandCase("false_alarm", ".... ....", "11.. ....", (0.4,), fp=1, secondary=FALSE),
+    # A lesion without candidate is missed and its case counts Dice 0.
+    HandCase("missed", ".... .11.", ".... ....", (), 0.0, (None,)),
+    # A candidate next to the lesion is false and the lesion is missed.
+    HandCase("elsewhere", "11..... .......", "....111 .......", (0.8,), 0.0, (None,), fp=1),
+    # IoU 1/10 suffices.
+    HandCase(
+        "exactly_a_tenth",
+        "1......... ..........",
+        "1111111111 ..........",
+        (0.5,),
+        2 / 11,
+        (0.5,),
+        secondary={"any_overlap": (1, 0), "iou50": (0, 1)},
+    ),
+    # IoU 1/11 is a false positive that touches a lesion.
+    HandCase(
+        "under_a_tenth",
+        "1.......... ...........",
+        "11111111111 ...........",
+        (0.5,),
+        2 / 12,
+        (None,),
+        fp=1,
+        secondary={"any_overlap": (1, 0), "iou50": (0, 1), "centre_distance": (0, 1)},
+    ),
+    # Two candidates on one lesion are both true, and find it once.
+    HandCase(
+        "split",
+        "111111 ......",
+        "111122 ......",
+        (0.6, 0.9),
+        1.0,
+        (0.9,),
+        n_true=2,
+        secondary={"any_overlap": (1, 0), "iou10": (1, 0)},
+        by_pairs={"n_true": 1, "ignored": 1},
+    ),
+    # One candidate over two lesions finds both; by pairs one of them is missed.
+    HandCase(
+        "merge",
+        "111.22 ......",
+        "111111 ......",
+        (0.7,),
+        10 / 11,
+        (0.7, 0.7),
+        n_true=1,
         secondary={"any_overlap": (2, 0), "iou10": (1, 0)},
-        by_pairs={"tp": 1, "fn": 1, "detected_at": (0.7, None)}),
-    HandCase("stolen",
-        "Candidate 1 fits lesion 1 best, but candidate 2 can only find lesion 1. By pairs, an "
-        "augmenting path finds both lesions.",
-        "111122.. ........", "21111... ........", (0.9, 0.5), 2, 0, 0, 10 / 11, (0.9, 0.9),
-        by_pairs={"detected_at": (0.9, 0.5)}),
-    HandCase("tie", "Candidates of the same score enter together, in any order of ids.",
-        "111222 ......", "222111 ......", (0.5, 0.5), 2, 0, 0, 1.0, (0.5, 0.5)),
-    HandCase("below_the_point", "A candidate under the point finds the lesion only below it.",
-        ".11. .11.", ".11. .11.", (0.3,), 0, 0, 1, 0.0, (0.3,), accepted_from=0.5),
-    HandCase("late_better_fit",
-        "By pairs the better candidate replaces the first. The lesion keeps the first score.",
-        "1111 ....", "12.. 12..", (0.9, 0.4), 1, 0, 0, 4 / 8, (0.9,), n_true=2,
-        by_pairs={"n_true": 1, "ignored": 1}),
-    HandCase("fragments", "Two candidates, each a twentieth of a lesion, find it together.",
-        "11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4), 1, 0, 0, 4 / 22, (0.4,),
-        n_true=2, secondary={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
-        by_pairs={"tp": 0, "fp": 2, "fn": 1, "detected_at": (None,)}),
-    HandCase("contained", "A candidate in a lesion is true, but covers too little to find it.",
-        "11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,), 0, 0, 1, 2 / 21, (None,),
-        n_true=1, secondary={"iou10": (0, 1)}, by_pairs={"fp": 1}),
-    HandCase("umbrella", "One candidate over five lesions finds them all; by pairs it is false.",
-        "1..2..3..4..5 .............", "1111111111111 .............", (0.6,), 5, 0, 0, 10 / 18,
-        (0.6,) * 5, n_true=1, secondary={"any_overlap": (5, 0), "iou10": (0, 1)},
-        by_pairs={"tp": 0, "fp": 1, "fn": 5, "detected_at": (None,) * 5}),
-    HandCase("unsupported", "A candidate with less than a tenth in lesions finds none.",
-        "11111........ 11111........", "....111111111 ..........111", (0.6,), 0, 1, 1, 2 / 22,
-        (None,), secondary={"any_overlap": (1, 0), "iou10": (0, 1)}),
-    HandCase("wrong_label", "A candidate finds a lesion of another label; by pairs none.",
-        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,),
-        candidate_labels=(2,), secondary=FALSE,
-        by_pairs={"tp": 0, "fp": 1, "fn": 1, "detected_at": (None,)}),
-    HandCase("three_axes", "In 3-D a candidate of two of the lesion's three slices finds it.",
-        "11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,), 1, 0, 0, 16 / 20, (0.8,),
-        secondary={"any_overlap": (1, 0), "iou50": (1, 0)}),
-    HandCase("two_of_three",
-        "Three lesions, two candidates: at most two are found, with the largest summed IoU.",
-        "11.22.33 ........", "11122... ........", (0.6, 0.8), 2, 0, 1, 2 * 4 / 11,
-        (0.6, 0.8, None)),
-)  # fmt: skip
+        by_pairs={"detected_at": (0.7, None)},
+    ),
+    # Candidate 1 fits lesion 1 best, but candidate 2 can only find lesion 1. By pairs, an
+    # augmenting path finds both lesions.
+    HandCase(
+        "stolen",
+        "111122.. ........",
+        "21111... ........",
+        (0.9, 0.5),
+        10 / 11,
+        (0.9, 0.9),
+        by_pairs={"detected_at": (0.9, 0.5)},
+    ),
+    # Candidates of the same score enter together, in any order of ids.
+    HandCase("tie", "111222 ......", "222111 ......", (0.5, 0.5), 1.0, (0.5, 0.5)),
+    # A candidate under the point finds the lesion only below it.
+    HandCase("below_the_point", ".11. .11.", ".11. .11.", (0.3,), 0.0, (0.3,), accepted_from=0.5),
+    # By pairs the better candidate replaces the first. The lesion keeps the first score.
+    HandCase(
+        "late_better_fit",
+        "1111 ....",
+        "12.. 12..",
+        (0.9, 0.4),
+        4 / 8,
+        (0.9,),
+        n_true=2,
+        by_pairs={"n_true": 1, "ignored": 1},
+    ),
+    # Two candidates, each a twentieth of a lesion, find it together.
+    HandCase(
+        "fragments",
+        "11111 11111 11111 11111",
+        "1.... ..... ..2.. .....",
+        (0.9, 0.4),
+        4 / 22,
+        (0.4,),
+        n_true=2,
+        secondary={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
+        by_pairs={"fp": 2, "detected_at": (None,)},
+    ),
+    # A candidate in a lesion is true, but covers too little to find it.
+    HandCase(
+        "contained",
+        "11111 11111 11111 11111",
+        "1.... ..... ..... .....",
+        (0.9,),
+        2 / 21,
+        (None,),
+        n_true=1,
+        secondary={"iou10": (0, 1)},
+        by_pairs={"fp": 1},
+    ),
+    # One candidate over five lesions finds them all; by pairs it is false.
+    HandCase(
+        "umbrella",
+        "1..2..3..4..5 .............",
+        "1111111111111 .............",
+        (0.6,),
+        10 / 18,
+        (0.6,) * 5,
+        n_true=1,
+        secondary={"any_overlap": (5, 0), "iou10": (0, 1)},
+        by_pairs={"fp": 1, "detected_at": (None,) * 5},
+    ),
+    # A candidate with less than a tenth in lesions finds none.
+    HandCase(
+        "unsupported",
+        "11111........ 11111........",
+        "....111111111 ..........111",
+        (0.6,),
+        2 / 22,
+        (None,),
+        fp=1,
+        secondary={"any_overlap": (1, 0), "iou10": (0, 1)},
+    ),
+    # A candidate finds a lesion of another label; by pairs none.
+    HandCase(
+        "wrong_label",
+        ".11. .11.",
+        ".11. .11.",
+        (0.9,),
+        1.0,
+        (0.9,),
+        candidate_labels=(2,),
+        secondary=FALSE,
+        by_pairs={"fp": 1, "detected_at": (None,)},
+    ),
+    # In 3-D a candidate of two of the lesion's three slices finds it.
+    HandCase(
+        "three_axes",
+        "11 11|11 11|11 11",
+        "11 11|11 11|.. ..",
+        (0.8,),
+        16 / 20,
+        (0.8,),
+        secondary={"any_overlap": (1, 0), "iou50": (1, 0)},
+    ),
+    # Three lesions, two candidates: at most two are found, with the largest summed IoU.
+    HandCase(
+        "two_of_three",
+        "11.22.33 ........",
+        "11122... ........",
+        (0.6, 0.8),
+        2 * 4 / 11,
+        (0.6, 0.8, None),
+    ),
+)
 CASES = {case.name: case for case in HAND_CASES}

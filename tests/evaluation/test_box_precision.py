@@ -70,22 +70,6 @@ def test_lesion_with_an_iou_of_four_fifths_counts_up_to_that_iou():
     assert found["box_candidates_left_out"].value == 0
 
 
-def test_false_positive_with_the_highest_score_halves_the_precision():
-    candidates = [(1, 0.9, FAR), (1, 0.8, LESION)]
-    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], candidates)])
-    # recall reaches 1/2 at a precision of 1/2, so 51 of the 101 recalls count 1/2
-    assert found["box_ap_50"].value == pytest.approx(51 / 101 / 2)
-
-
-def test_second_candidate_and_candidate_of_another_label_are_false():
-    pair = [(1, 0.9, LESION), (1, 0.8, FOUR_FIFTHS), (1, 0.7, OTHER)]
-    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], pair)])
-    assert found["box_ap_50"].value == pytest.approx((51 + 50 * 2 / 3) / 101)
-    wrong = score_boxes([match_boxes("a", [(1, LESION)], [(2, 0.9, LESION)])])
-    assert wrong["box_ap_50"].value == 0.0
-    assert wrong["lesion_recall"].value == 1.0  # the default rule ignores the labels
-
-
 def test_mean_is_over_labels_and_each_label_has_its_precision():
     results = [
         match_boxes("a", [(1, LESION), (2, OTHER)], [(1, 0.9, LESION), (2, 0.3, FAR)]),

@@ -62,13 +62,9 @@ def test_sentence_states_number_days_value_and_range():
     )
 
 
-def test_without_first_scans_nothing_drifts():
-    assert find_runs([1, 9, 9, 9], [], in_a_row=2) == []
-
-
-def test_without_enough_first_scans_nothing_drifts():
-    """The others are gone."""
-    assert find_runs([9, 9, 9], [1] * 2 * N_EXTREMES, in_a_row=2) == []
+@pytest.mark.parametrize("first", [[], [1] * 2 * N_EXTREMES])
+def test_without_enough_first_scans_nothing_drifts(first):
+    assert find_runs([1, 9, 9, 9], first, in_a_row=2) == []
 
 
 def test_fewer_than_thirty_scans_are_not_compared(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from lesionseg.core import Geometry, Labels, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, summarise
 from tests.boxes import reference_of_boxes
-from tests.evaluation.hand_cases import evaluate_case, prediction_of, tables_of
+from tests.evaluation.hand_cases import draw, evaluate_case, prediction_of, tables_of
 
 SHAPE = (12, 24)
 GEOMETRY = Geometry.from_spacing(SHAPE, (1.5, 1.5))
@@ -91,27 +91,24 @@ def test_ignored_box_is_not_a_missed_lesion():
 
 
 def test_each_region_is_scored_separately():
-    truth = np.zeros(SHAPE, np.uint8)
-    values = np.zeros(SHAPE, np.uint8)
-    truth[LESION] = 1
-    truth[3:5, 3:5] = 2
-    values[2:6, 2:7] = values[3:9, 16:22] = 1
-    values[3:5, 3:6] = 2
     labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
+    truth, grid = draw(".11111.... .12211.... .11111....")
+    drawn, _ = draw(".11111.222 .11111.222 .11111....")
+    values, _ = draw(".11111.111 .12221.111 .11111....")
     instances = (truth > 0).astype(np.int32)
-    given = Reference(GEOMETRY, labels=truth, instances=instances, instance_labels=(1,))
-    boxes = make_prediction(HIT, INSIDE)
-    masks = replace(boxes, values=values)
+    given = Reference(grid, labels=truth, instances=instances, instance_labels=(1,))
+    without_values = prediction_of(drawn, (0.9, 0.5), grid)
+    masks = replace(without_values, values=values.astype(np.uint8))
     found = evaluate_case(given, masks, PRESET, case="a", labels=labels)
-    assert found.dice == pytest.approx(2 * 20 / (20 + 20 + 36))
     assert tables_of([found]).regions == ["whole", "core"]
     core = found.of_region("core")
-    assert core.dice == pytest.approx(2 * 4 / (4 + 6))
+    assert core.dice == pytest.approx(2 * 2 / (2 + 3))
     assert [c.outcome for c in core.candidates] == ["true_positive"]
-    assert found.of_region("whole").dice == found.dice
-    assert found.of_region("whole").n_outcome("false_positive") == 1
+    whole = found.of_region("whole")
+    assert whole.dice == found.dice == pytest.approx(2 * 15 / (15 + 15 + 6))
+    assert whole.n_outcome("false_positive") == 1
     scores = summarise_case(found, labels={1: "lesion"})
     assert scores.find("dice", label="core").value == core.dice
     assert scores.find("n_lesions", label="core").value == 1
-    without = evaluate_case(given, boxes, PRESET, case="a", labels=labels)
-    assert tables_of([without]).regions == []  # boxes have no regions
+    without = evaluate_case(given, without_values, PRESET, case="a", labels=labels)
+    assert tables_of([without]).regions == []

@@ -15,12 +15,15 @@ from lesionseg.evaluation.matching import Links, assign, detection_scores, match
 from lesionseg.evaluation.tables import NEVER_FOUND
 from lesionseg.ops.components import unscored_prediction
 from tests.evaluation.hand_cases import (
+    HandCase,
     evaluate_case,
     evaluate_hand_case,
+    make_prediction,
+    make_reference,
     mask_boxes,
     naive_curves,
     prediction_of,
-    random_instances,
+    random_case,
     tables_of,
 )
 from tests.grids import unit_grid
@@ -41,18 +44,6 @@ def match_naively(lesions, candidates, scores):
             if 10 * (lesion & covered).sum() >= lesion.sum():
                 found_at[i] = score  # ascending, so the highest score remains
     return supported, found_at
-
-
-def random_case(seed):
-    rng = np.random.default_rng(seed)
-    shape = (12, 14) if seed % 2 else (6, 7, 8)
-    reference = random_instances(rng, shape, 5)
-    drawn = random_instances(rng, shape, 8)
-    labels = rng.integers(1, 3, int(reference.max())).tolist()
-    given = rng.integers(1, 3, int(drawn.max())).tolist()
-    has_ties = seed // 2 % 2 == 0
-    scores = rng.integers(1, 6, len(given)) / 6 if has_ties else rng.random(len(given))
-    return reference, tuple(labels), drawn, tuple(given), tuple(scores.tolist())
 
 
 def masks_of(instances):
@@ -182,20 +173,15 @@ def test_assignment_is_maximal_at_every_threshold(seed, rule):
 
 def test_brats_pairs_the_largest_sum_of_dice_and_counts_the_rest_as_false():
     """Candidate 1 covers lesion 1 and touches lesion 2; candidate 2 touches lesion 1 only."""
-    reference = np.zeros((1, 1, 30), np.int32)
-    reference[..., 2:12], reference[..., 12:22] = 1, 2
-    drawn = np.zeros_like(reference)
-    drawn[..., 0:3], drawn[..., 3:13] = 2, 1
-    truth = Reference(unit_grid(*reference.shape), instances=reference, instance_labels=(1, 1))
-    given = prediction_of(drawn, (0.9, 0.8), unit_grid(*drawn.shape), (1, 1))
-    accepted = np.array([True, True])
+    case = HandCase("case", "..11111111112222222222", "2221111111111.........", (0.9, 0.8))
     for rule, pairs, outcomes in (
         (ANY_PAIR, [1, 0], ["true_positive", "true_positive"]),
         (BRATS, [0, -1], ["true_positive", "false_positive"]),
         # an IoU of 0.82 does not reach the threshold, although the Dice of 0.9 would
         (Criterion("iou85", "iou", 0.85, "largest_sum"), [-1, -1], ["false_positive"] * 2),
     ):
-        by, decided = match(truth, given, rule).decide_outcomes(accepted)
+        found = match(make_reference(case), make_prediction(case), rule)
+        by, decided = found.decide_outcomes(np.array([True, True]))
         assert (by.tolist(), decided.tolist()) == (pairs, outcomes)
 
 
@@ -205,20 +191,20 @@ POINT = 0.4
 SPACING = (2.5, 1.5, 0.8)
 VOXEL_MM3 = 3.0
 EDGES = [0, 3, 5, 10, 20, np.inf]
-RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)
 TOLERANCE = 1e-9
 
 
 def naive_scores(cases):
-    """Return the numbers of `(lesion masks, candidate masks, scores)` by case at the point."""
+    """Return the numbers of `(lesion masks, candidate masks, scores)` by case at the point.
+
+    The recalls of lesions by size follow as a list.
+    """
     at = []
     false = []
     free_false = []
     dice = []
     volumes = []
     sizes = []
-    ill = []
-    well = []
     accepted = 0
     true = 0
     for lesions, candidates, scores in cases:
@@ -232,7 +218,6 @@ def naive_scores(cases):
         drawn = sum(candidates[i].sum() for i in shown)
         both = sum((candidates[i] & m).sum() for i in shown for m in lesions)
         present = sum(m.sum() for m in lesions)
-        (ill if lesions else well).append(max(scores, default=0.0))
         if lesions:
             dice.append(2 * both / (drawn + present))
         else:
@@ -240,7 +225,7 @@ def naive_scores(cases):
         volumes.append((drawn - present) * VOXEL_MM3 / 1000)
     hits = np.array(at) >= POINT
     wrong = sum(s >= POINT for s in false)
-    area, recalls = naive_curves(at, false, len(cases), RATES)
+    area, _ = naive_curves(at, false, len(cases), ())
     bins = [np.searchsorted(EDGES, sizes, side="right") == i for i in range(1, len(EDGES))]
     by_size = [hits[inside].mean() for inside in bins if inside.any()]
     numbers = {
@@ -251,12 +236,10 @@ def naive_scores(cases):
         "false_positives_per_lesion_free_case": np.mean(free_false),
         "specificity": np.mean([count == 0 for count in free_false]),
         "average_precision": area,
-        "cpm": np.mean(recalls),
-        "case_auroc": np.mean([0.5 if a == b else a > b for a in ill for b in well]),
         "dice": np.mean(dice),
         "volume_ml_bias": np.mean(volumes),
     }
-    return numbers, {"froc": recalls, "recall_by_size": by_size}
+    return numbers, by_size
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -282,16 +265,15 @@ def test_scores_equal_a_naive_scorer(block):
     found = summarise(tables_of(results), PRESET, settings)
     close = partial(pytest.approx, abs=TOLERANCE, rel=TOLERANCE)
     for label, own in cases.items():
-        numbers, curves = naive_scores(own)
+        numbers, by_size = naive_scores(own)
         name = "" if label is None else f"{label}"
         known = {row.name for row in found.rows if row.label == name and not row.subset}
         assert label is not None or numbers.keys() <= known
         for key in numbers.keys() & known:
             assert found.find(key, label=name).value == close(numbers[key]), (label, key)
         if label is None:
-            for curve, values in curves.items():
-                rows = [row.value for row in found.curve(curve) if row.value is not None]
-                assert rows == close(values)
+            rows = [row.value for row in found.curve("recall_by_size") if row.value is not None]
+            assert rows == close(by_size)
 
 
 @pytest.mark.parametrize("rule", [p.criterion for p in PRESETS.values()], ids=list(PRESETS))

@@ -24,7 +24,7 @@ POINT = OperatingPoint("score:0.5", 0.5)
 
 
 def draw_case(reference, prediction, *scores, labels=()):
-    return HandCase("case", "", reference, prediction, scores, candidate_labels=labels)
+    return HandCase("case", reference, prediction, scores, candidate_labels=labels)
 
 
 def evaluate_lesion(hand, preset="lesionseg", row=0, point=POINT):
@@ -41,9 +41,19 @@ BELOW = draw_case(".11. .11.", ".11. .11.", 0.3)
         ("lesionseg", UNTOUCHED, 0, WhyMissed.NO_RESPONSE),
         ("iou50", UNTOUCHED, 0, WhyMissed.NO_RESPONSE),
         ("lesionseg", "elsewhere", 0, WhyMissed.NO_RESPONSE),
+        ("instances", "two_of_three", 2, WhyMissed.NO_RESPONSE),
         ("lesionseg", BELOW, 0, WhyMissed.BELOW_OPERATING_POINT),
         ("iou50", BELOW, 0, WhyMissed.BELOW_OPERATING_POINT),
         ("luna16", BELOW, 0, WhyMissed.BELOW_OPERATING_POINT),
+    ],
+)
+def test_lesion_is_missed_without_a_response_or_below_the_point(preset, hand, row, why):
+    assert evaluate_lesion(hand, preset, row).why_missed == why
+
+
+@pytest.mark.parametrize(
+    ("preset", "hand", "row", "why"),
+    [
         ("lesionseg", "contained", 0, WhyMissed.OVERLAP_TOO_SMALL),
         ("lesionseg", "under_a_tenth", 0, WhyMissed.CANDIDATE_TOO_LARGE),
         ("lesionseg", "unsupported", 0, WhyMissed.CANDIDATE_TOO_LARGE),
@@ -52,15 +62,19 @@ BELOW = draw_case(".11. .11.", ".11. .11.", 0.3)
         ("iou50", "exactly_a_tenth", 0, WhyMissed.IOU_TOO_SMALL),
         ("luna16", "under_a_tenth", 0, WhyMissed.CENTRE_TOO_FAR),
         ("instances", "merge", 1, WhyMissed.MERGED),
-        ("instances", "two_of_three", 2, WhyMissed.NO_RESPONSE),
         ("instances", "wrong_label", 0, WhyMissed.WRONG_LABEL),
         ("luna16", "wrong_label", 0, WhyMissed.WRONG_LABEL),
         ("brats", "merge", 1, WhyMissed.MERGED),  # its only candidate is paired with lesion 0
         ("brats", "wrong_label", 0, WhyMissed.WRONG_LABEL),
     ],
 )
-def test_each_way_to_miss_has_its_own_reason(preset, hand, row, why):
-    assert evaluate_lesion(hand, preset, row).why_missed == why
+@pytest.mark.parametrize("point", [0.4, 0.99])
+def test_insufficient_candidate_above_or_below_the_point_is_named_with_its_score(
+    preset, hand, row, why, point
+):
+    lesion = evaluate_lesion(hand, preset, row, OperatingPoint("score", point))
+    assert lesion.why_missed == why
+    assert (lesion.nearest_candidate, lesion.nearest_score) == (1, *CASES[hand].scores)
 
 
 @pytest.mark.parametrize(
@@ -95,24 +109,6 @@ def test_candidate_rejected_despite_its_score_is_not_below_the_point():
     lesions = evaluate(reference_of([[0, 1], [0, 2]], (1, 1)), flagged).lesions
     assert [x.why_missed for x in lesions] == [WhyMissed.NOT_ACCEPTED, WhyMissed.FOUND]
     assert lesions[0].nearest_score == 0.9
-
-
-@pytest.mark.parametrize(
-    ("hand", "preset", "row", "why"),
-    [
-        ("under_a_tenth", "lesionseg", 0, WhyMissed.CANDIDATE_TOO_LARGE),
-        ("contained", "lesionseg", 0, WhyMissed.OVERLAP_TOO_SMALL),
-        ("under_a_tenth", "instances", 0, WhyMissed.IOU_TOO_SMALL),
-        ("under_a_tenth", "luna16", 0, WhyMissed.CENTRE_TOO_FAR),
-        ("merge", "instances", 1, WhyMissed.MERGED),
-        ("wrong_label", "instances", 0, WhyMissed.WRONG_LABEL),
-    ],
-)
-def test_insufficient_candidate_below_the_point_is_named_with_its_score(hand, preset, row, why):
-    lesion = evaluate_lesion(hand, preset, row, OperatingPoint("score:0.99", 0.99))
-    assert lesion.why_missed == why
-    assert lesion.nearest_candidate == 1
-    assert lesion.nearest_score == CASES[hand].scores[0]
 
 
 def test_a_failed_case_is_the_reason_for_all_its_lesions():
@@ -161,21 +157,14 @@ def test_candidate_of_an_unannotated_label_gives_the_reason_wrong_label(point, w
 def test_boxes_give_the_reasons_of_filled_masks():
     plane = unit_grid(20, 20)
     marked = reference_of_boxes(plane, (0, 0, 2, 2), (10, 10, 20, 20), (10, 0, 12, 2))
-    given = predict_boxes(plane, (0, 0, 10, 10), (10, 10, 11, 15))
+    # two equal boxes cover a lesion once
+    given = predict_boxes(plane, (0, 0, 10, 10), (10, 10, 11, 15), (10, 10, 11, 15))
     lesions = evaluate(marked, given).lesions
     assert [(x.why_missed, x.covered) for x in lesions] == [
         (WhyMissed.CANDIDATE_TOO_LARGE, 1.0),
         (WhyMissed.OVERLAP_TOO_SMALL, 0.05),
         (WhyMissed.NO_RESPONSE, 0.0),
     ]
-
-
-def test_two_equal_boxes_cover_a_lesion_once():
-    plane = unit_grid(1, 20)
-    marked = reference_of_boxes(plane, (0, 0, 1, 20))
-    given = predict_boxes(plane, (0, 0, 1, 1), (0, 0, 1, 1))
-    (lesion,) = evaluate(marked, given).lesions
-    assert lesion.covered == pytest.approx(1 / 20)
 
 
 @pytest.mark.parametrize("preset", ["lesionseg", "instances", "iou50", "luna16"])

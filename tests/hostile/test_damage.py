@@ -199,14 +199,8 @@ def find_wrong_files(path, name, n_files):
     return wrong
 
 
+@pytest.mark.parametrize("n_files", [60, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_damaged_file_is_read_wrongly(tmp_path, name):
-    wrong = find_wrong_files(tmp_path, name, 60)
-    assert not wrong, f"{len(wrong)} damaged files read wrongly, expected 0: seeds {wrong}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
-def test_none_of_many_damaged_files_is_read_wrongly(tmp_path, name):
-    wrong = find_wrong_files(tmp_path, name, 1000)
+def test_no_damaged_file_is_read_wrongly(tmp_path, name, n_files):
+    wrong = find_wrong_files(tmp_path, name, n_files)
     assert not wrong, f"{len(wrong)} damaged files read wrongly, expected 0: seeds {wrong}"

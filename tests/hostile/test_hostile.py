@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.core import CaseFiles, Dataset, Geometry, Labels
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io import limits as io_limits
 from lesionseg.io import worker as io_worker
@@ -22,7 +22,7 @@ from lesionseg.io.limits import FileLimits, limits, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.io.worker import run_in_worker
 from tests.commands import python
-from tests.io.dicom_files import CT, write_dicom_file
+from tests.io.dicom_files import CT, slice_elements, write_dicom_file
 
 SECRET = "root:x:0:0"
 MHA = """ObjectType = Image
@@ -140,12 +140,9 @@ def write_bomb(path):
     elif path.suffix == ".nrrd":
         path.write_bytes(NRRD.format(size=size, encoding="gzip", more="").encode() + packed)
     elif path.suffix == ".gz":
-        header = nibabel.Nifti1Header()
-        header.set_data_shape((3000, 6000, 6000))
-        header.set_data_dtype(np.uint8)
-        header["magic"] = b"n+1"
-        header["vox_offset"] = 352
-        path.write_bytes(gzip.compress(header.binaryblock + bytes(2**22)))
+        nibabel.save(nibabel.Nifti1Image(np.zeros((128, 128, 128), np.uint8), np.eye(4)), path)
+        enlarge = patch_header(DIM + 2, "<3h", 3000, 6000, 6000)
+        path.write_bytes(enlarge(path.read_bytes()))
     else:
         content = b"\x89PNG\r\n\x1a\n"
         content += png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 16, 2, 0, 0, 0))
@@ -269,7 +266,6 @@ DAMAGES = {
     "huge_dims": patch_header(DIM + 2, "<3h", 30000, 30000, 30000),
     "datatype": patch_header(DATATYPE, "<h", 12345),
     "far_offset": patch_header(VOX_OFFSET, "<f", 1e9),
-    "huge_spacing": patch_header(SFORM, "<12f", 900, 0, 0, 0, 0, 900, 0, 0, 0, 0, 900, 0),
     "flat_affine": patch_header(SFORM, "<12f", 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0),
 }
 
@@ -289,11 +285,9 @@ def write_scan(path, spacing_mm, unit):
     """Write a scan of zeros whose header gives lengths as numbers of this unit."""
     zeros = np.zeros((20, 40, 30), np.int16)
     if path.suffix == ".dcm":  # a folder
-        shared = {"PixelSpacing": list(spacing_mm[1:])}
-        shared["ImageOrientationPatient"] = [1, 0, 0, 0, 1, 0]
+        grid = Geometry.from_spacing(zeros.shape, spacing_mm)
         for z, pixels in enumerate(zeros):
-            place = [0, 0, z * spacing_mm[0]]
-            write_dicom_file(path / f"{z}.dcm", pixels, CT, ImagePositionPatient=place, **shared)
+            write_dicom_file(path / f"{z}.dcm", pixels, CT, **slice_elements(grid, z))
     elif path.suffix == ".gz":
         image = nibabel.Nifti1Image(zeros.T, np.diag([*spacing_mm[::-1], 1]))
         image.header.set_xyzt_units(unit)

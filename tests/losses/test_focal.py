@@ -35,12 +35,8 @@ def compute_closed_form(p_t, alpha_t, gamma):
 @pytest.mark.parametrize(
     ("logit", "lesion", "expected"),
     [
-        # p = 1/2: a lesion 0.25 * 0.25 * log 2, background 0.75 * 0.25 * log 2
-        (0.0, 1, 0.0433217),
-        (0.0, 0, 0.1299651),
-        # p = 0.9 (logit log 9): an easy lesion, then a false positive
-        (math.log(9), 1, 0.25 * 0.1**2 * 0.1053605),
-        (math.log(9), 0, 0.75 * 0.9**2 * 2.3025851),
+        (0.0, 1, 0.0433217),  # p = 1/2: 0.25 * 0.25 * log 2
+        (math.log(9), 0, 0.75 * 0.9**2 * 2.3025851),  # p = 0.9: a false positive
     ],
 )
 def test_loss_has_the_values_computed_by_hand(logit, lesion, expected):
@@ -53,18 +49,20 @@ def test_loss_has_the_values_computed_by_hand(logit, lesion, expected):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_loss_equals_the_closed_form(seed):
-    """Try random α, γ, shapes, classes and anchors, in double and single precision."""
+    """Try random α, γ, shapes, classes and anchors, in three precisions."""
     draw = np.random.default_rng(seed)
     n_classes = int(draw.integers(1, 4))
     spatial = tuple(draw.integers(1, 5, draw.integers(0, 4)).tolist())
     gamma = float(draw.choice([0, 0.3, 1, 2, 3.7]))
-    alpha = None if seed % 4 == 0 else float(draw.uniform(0, 1))
     x = draw.normal(0, 3, (3, 1 + n_classes, *spatial))
     labels = draw.integers(0, n_classes + 1, (3, *spatial))
     lesion = np.stack([labels == k for k in range(1, n_classes + 1)], axis=1)
     weights = draw.uniform(0, 1, n_classes + 1)
+    alpha = [None, float(weights[0]), weights[1:].tolist()][seed % 3]
     p = expit(x[:, 1:])
-    alpha_t = 1.0 if alpha is None else np.where(lesion, alpha, 1 - alpha)
+    of_class = weights[1:] if seed % 3 == 2 else weights[:1]
+    of_class = of_class.reshape(-1, *(1 for _ in spatial))
+    alpha_t = 1.0 if alpha is None else np.where(lesion, of_class, 1 - of_class)
     by_sigmoid = compute_closed_form(np.where(lesion, p, 1 - p), alpha_t, gamma)
     p_t = np.take_along_axis(softmax(x, axis=1), labels[:, None], 1)[:, 0]
     by_softmax = compute_closed_form(p_t, weights[labels], gamma)
@@ -77,8 +75,13 @@ def test_loss_equals_the_closed_form(seed):
         loss = function(given, target, alpha=a, gamma=gamma, reduction="none")
         assert loss.dtype == torch.float64
         np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-9)
-        single = function(given.float(), target, alpha=a, gamma=gamma, reduction="sum")
-        assert single.item() == pytest.approx(expected.sum(), rel=1e-5)
+        total = partial(function, target=target, alpha=a, gamma=gamma, reduction="sum")
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            found.append(torch.autograd.functional.vjp(total, given.to(dtype)))
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6, check_dtype=False)
+        half = given.bfloat16()
+        assert total(half) == total(half.float())
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.3])
@@ -134,20 +137,21 @@ def test_easy_voxels_keep_their_digits_in_single_precision():
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(exact, rel=1e-6)
 
 
-def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser():
-    x = torch.randn(2, 2, 5, 5)
+@pytest.mark.parametrize(
+    ("function", "n_channels", "n_losses"),
+    [(sigmoid_focal_loss, 2, 100), (softmax_focal_loss, 3, 50)],
+)
+def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser(function, n_channels, n_losses):
+    x = torch.randn(2, n_channels, 5, 5)
     y = torch.zeros(2, 5, 5, dtype=torch.int16)
     y[0, :2] = 1
     y[1, 0, 0] = 2  # 11 lesion voxels in total
-    total = sigmoid_focal_loss(x, y, reduction="sum")
-    torch.testing.assert_close(sigmoid_focal_loss(x, y), total / 11)
-    for normaliser in (1, 0.25, torch.tensor(40), torch.tensor(40.0)):
-        found = sigmoid_focal_loss(x, y, normaliser=normaliser)
+    total = function(x, y, reduction="sum")
+    torch.testing.assert_close(function(x, y), total / 11)
+    for normaliser in (0.25, torch.tensor(40)):
+        found = function(x, y, normaliser=normaliser)
         torch.testing.assert_close(found, total / normaliser)
-    torch.testing.assert_close(sigmoid_focal_loss(x, y, reduction="mean"), total / 100)
-    each = sigmoid_focal_loss(x, y, reduction="none")
-    assert each.shape == x.shape
-    torch.testing.assert_close(each.sum(), total)
+    torch.testing.assert_close(function(x, y, reduction="mean"), total / n_losses)
 
 
 @BOTH

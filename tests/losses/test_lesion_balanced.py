@@ -29,9 +29,9 @@ def make_box(size, side):
     return labels, start
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_lesion_terms_equal_a_loop_over_lesions(activation):
-    """The background of all cells is divided by the normaliser."""
+@pytest.mark.parametrize(("activation", "normaliser"), [("sigmoid", 30), ("softmax", None)])
+def test_lesion_terms_equal_a_loop_over_lesions(activation, normaliser):
+    """The background of all cells is divided by the normaliser or by the lesion voxels."""
     logits, labels, instances = make_two_lesions()
     valid = torch.ones(TILE, dtype=torch.bool)
     valid[0, 15:, 19:] = False
@@ -40,15 +40,16 @@ def test_lesion_terms_equal_a_loop_over_lesions(activation):
         logits = torch.cat([-logits, logits], 1)
     nearest = nearest_lesions(instances, (3.0, 3.0))
     loss = LesionBalancedLoss(0.4, 1.5, activation, focal_weight=0.3, lesion_weight=2.0)
-    found = loss(logits, labels, valid=valid, normaliser=30, nearest=nearest)
+    found = loss(logits, labels, valid=valid, normaliser=normaliser, nearest=nearest)
     one = DiceFocalLoss(0.4, 1.5, activation=activation, focal_weight=0.3)
-    whole = one(logits, labels, valid=valid, normaliser=30)
+    divisor = normaliser or (instances > 0).sum()
+    whole = one(logits, labels, valid=valid, normaliser=divisor)
     torch.testing.assert_close({name: found[name] for name in whole}, whole)
     dice = [one(logits, labels, valid=valid & (nearest == i))["dice"] for i in (2, 7)]
     torch.testing.assert_close(found["lesion_dice"], 2 * sum(dice) / 2)
     lesions = [one(logits, labels, valid=instances == i)["focal"] for i in (2, 7)]
     background = valid & (nearest > 0) & (instances == 0)
-    around = one(logits, labels, valid=background, normaliser=30)["focal"]
+    around = one(logits, labels, valid=background, normaliser=divisor)["focal"]
     torch.testing.assert_close(found["lesion_focal"], 2 * (sum(lesions) / 2 + around))
 
 
@@ -106,9 +107,7 @@ def test_missed_lesion_costs_n_of_n_plus_1_and_learns_from_the_focal_term(size):
 
 
 @pytest.mark.parametrize("other", [DiceFocalLoss, LesionBalancedLoss])
-def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
-    other,
-):
+def test_gradient_of_two_processes_equals_that_of_the_whole_batch(other):
     """Only the first process has lesions. The sums of both are recorded, then exchanged."""
     logits, labels, instances = make_two_lesions()
 
@@ -146,18 +145,6 @@ def test_weight_of_dice_is_that_of_both_dice_terms():
     )
 
 
-@pytest.mark.parametrize("normaliser", [None, 12.5, torch.tensor(12.5)])
-def test_terms_of_the_batch_equal_those_of_dice_focal_loss(normaliser):
-    """Without `normaliser`, the divisor is the number of lesion voxels."""
-    logits, labels, instances = make_two_lesions()
-    nearest = nearest_lesions(instances)
-    found = LesionBalancedLoss(0.4, 1.5)(logits, labels, normaliser=normaliser, nearest=nearest)
-    whole = DiceFocalLoss(0.4, 1.5, focal_weight=0.06)(logits, labels, normaliser=normaliser)
-    torch.testing.assert_close({name: found[name] for name in whole}, whole)
-    with pytest.raises(ConfigError, match="normaliser=0 must be above 0"):
-        LesionBalancedLoss()(logits, labels, normaliser=0, nearest=nearest)
-
-
 def test_lesion_dice_is_averaged_over_classes():
     labels = torch.tensor([[1, 1, 0, 0, 2, 2, 0]])
     logits = torch.full((1, 2, 7), -20.0)
@@ -176,6 +163,8 @@ def test_lesion_terms_are_zero_without_lesions():
     assert torch.isfinite(gradient).all()
     with pytest.raises(GeometryError, match="nearest="):
         LesionBalancedLoss()(logits, nothing)
+    with pytest.raises(ConfigError, match="normaliser=0 must be above 0"):
+        LesionBalancedLoss()(logits, nothing, nearest=nothing, normaliser=0)
 
 
 def test_terms_per_lesion_are_left_out_if_the_network_has_boxes():
