@@ -37,41 +37,25 @@ from lesionseg.io.layouts.checks import (
     with_distinct_ids,
 )
 from lesionseg.io.layouts.table import Row, Table, column_findings
-from lesionseg.io.layouts.yolo import PART_ROLES
 from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file
 
 ANNOTATIONS = "annotations.json"
 _ROBOFLOW = "_annotations.coco.json"
-# the file of one part of the dataset: instances_train2017.json, val.json
-_PART_FILE = re.compile(
-    r"(?i)(?:instances_)?((train|val|valid|validation|test)[\w.-]*)\.json|instances_(.+)\.json"
-)
+# the file of one part of the dataset, such as instances_train2017.json
+_PART_FILE = re.compile(r"(?i)instances_((train|val|test)?.*)\.json")
+# the role of a part, by its name in lower case
+_PART_ROLES: Mapping[str, Role] = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
 
 
-def _id_text(number: object) -> object:
-    """Return an id of the JSON file as text, so that ids 1, 1.0 and "1" are equal.
-
-    pandas writes the whole number 1 as 1.0. Other values are returned unchanged. pydantic then
-    rejects any of them that is not text.
-    """
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    return str(number) if isinstance(number, int) else number
-
-
-def _entry_id(entry: Mapping[str, Any], key: str) -> str:
-    """Return the id under a key of an unchecked image or annotation as text.
-
-    1.0 is returned as "1", and a missing id as "None". It is used before the entry is parsed, so
-    that errors in the entry can name its case.
-    """
-    return str(_id_text(entry.get(key)))
-
-
-def _to_slashes(path: object) -> object:
-    """Replace the separators of Windows in a path by slashes. Return other types unchanged."""
-    return path.replace("\\", "/") if isinstance(path, str) else path
+def _to_slashes(path: str) -> str:
+    """Replace the separators of Windows in a path by slashes."""
+    return path.replace("\\", "/")
 
 
 def _require_pairs(polygon: tuple[float, ...]) -> tuple[float, ...]:
@@ -90,8 +74,7 @@ def _reader_text(name: object) -> str:
     return "" if name is None else str(name)
 
 
-IdText = Annotated[str, BeforeValidator(_id_text), Field(max_length=100)]
-SlashPath = Annotated[str, BeforeValidator(_to_slashes), Field(max_length=4000)]
+SlashPath = Annotated[str, AfterValidator(_to_slashes), Field(max_length=4000)]
 Side = Annotated[Number, Field(gt=0)]
 Reader = Annotated[str, BeforeValidator(_reader_text)]
 
@@ -162,10 +145,10 @@ class _Annotation(BaseModel):
         tuple[
             Annotated[tuple[Number, ...], Field(min_length=6), AfterValidator(_require_pairs)], ...
         ]
+        | RunLengths
         | None,
         BeforeValidator(_none_if_empty),
     ] = None
-    run_lengths: RunLengths | None = None
     mask_label: Count | None = None
     iscrowd: bool = False  # a region to ignore
     reader: Reader = ""
@@ -174,67 +157,43 @@ class _Annotation(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _to_fields(cls, annotation: dict[str, Any]) -> dict[str, Any]:
-        """Return an annotation in the form of this model, before pydantic parses it.
+    def _add_attributes(cls, annotation: dict[str, Any]) -> dict[str, Any]:
+        """Return an annotation with the reader and the rotation of its nested object `attributes`.
 
-        - Run lengths (a `segmentation` with `size` and `counts`) become the field `run_lengths`.
-        - CVAT writes `reader` and `rotation` into a nested object `attributes`. They become fields,
-          unless the annotation has a field of this name.
-
-        Raises:
-            ValueError: If the annotation has neither a box nor a segmentation, if the segmentation
-                is one flat list of numbers, or if the box has five numbers, as in programs with
-                rotated boxes.
+        CVAT writes them there. A field of the annotation itself replaces the attribute.
         """
         attributes = annotation.get("attributes")
-        attributes_of_cvat = attributes if isinstance(attributes, dict) else {}
-        fields = {
-            "reader": attributes_of_cvat.get("reader"),
-            "rotation": attributes_of_cvat.get("rotation"),
-            **annotation,
-        }
-        # each case is one form of an annotation: the first one that fits is used
-        match annotation:
-            case {"segmentation": [int() | float(), *_]}:
-                raise ValueError("segmentation needs one more pair of brackets: [[x, y, …]]")
-            case {"segmentation": dict()}:
-                fields["run_lengths"] = fields.pop("segmentation")
-            case {"bbox": [_, _, _, _, _]}:  # centre, sides and angle
-                raise ValueError(f"bbox has the form of a rotated box. {UPRIGHT}")
-            case {"segmentation": [_, *_]} | {"bbox": [_, *_]}:  # a place in the usual form
-                pass
-            case _:
-                raise ValueError("there is no place. Write a bbox or a segmentation")
-        return fields
+        if not isinstance(attributes, dict):
+            return annotation
+        of_cvat = {name: attributes.get(name) for name in ("reader", "rotation")}
+        return {**of_cvat, **annotation}
 
     def lesion(self, label: int, where: str) -> AnnotatedLesion:
         """Return the annotation as a lesion, with its box in the order y, x, y, x.
 
-        - Without `bbox`, the box is the smallest one around the polygons. Run lengths without
-          `bbox` give a lesion without a box.
-        - A `bbox` that is rotated by 90 degrees about its centre gets its width and height
-          exchanged. The rotation is ignored if the annotation has a segmentation.
+        Without `bbox`, the box is the smallest one around the polygons. Run lengths without `bbox`
+        give a lesion without a box.
 
         Args:
             label: The label value of the category.
             where: File and annotation, for messages.
 
         Raises:
-            DatasetError: If a box without a segmentation is rotated by another angle than a
-                multiple of 90 degrees.
+            DatasetError: If there is neither a box nor a segmentation, or a box without a
+                segmentation is rotated by another angle than a multiple of 180 degrees.
         """
+        outline = self.segmentation or ()
         box: tuple[float, ...] = ()
-        outline = self.segmentation or self.run_lengths or ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
-            # in degrees; at 180° the box covers the same pixels as at 0°
-            turn = 0 if outline else round(self.rotation or 0, 1) % 180
-            if turn % 90:
-                raise DatasetError(f"the box is rotated. {UPRIGHT}.")
-            shift = (width - height) * turn / 180  # 0 at 0°, half of the difference at 90°
-            box = (y - shift, x + shift, y + height + shift, x + width - shift)
-        elif self.segmentation is not None:
-            box = outline_box(self.segmentation)
+            box = (y, x, y + height, x + width)
+        elif not outline:
+            raise DatasetError("there is no place. Write a bbox or a segmentation.")
+        elif not isinstance(outline, RunLengths):
+            box = outline_box(outline)
+        # at 180° the box covers the same pixels as at 0°
+        if not outline and round(self.rotation or 0, 1) % 180:
+            raise DatasetError(f"the box is rotated. {UPRIGHT}.")
         return AnnotatedLesion(
             label,
             box,
@@ -251,12 +210,12 @@ class _Image(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: IdText
+    id: int | str
     file_name: SlashPath
     width: Count | None = None
     height: Count | None = None
     mask_file: SlashPath | None = None
-    patient: IdText = ""
+    patient: int | str = ""
     role: Role | None = None
     fold: Count | None = None
     license: Any = None  # declared so that it does not become a column
@@ -267,7 +226,7 @@ class _Category(BaseModel):
     """A category of a COCO file. Its id becomes a label."""
 
     id: Count
-    name: str = ""
+    name: str = Field(min_length=1)
 
 
 class _Content(BaseModel):
@@ -285,7 +244,7 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
 
     1. `annotations.json`.
     2. Roboflow's `_annotations.coco.json` next to the images.
-    3. COCO's `annotations/instances_train2017.json` and similar names.
+    3. COCO's `annotations/instances_*.json`, such as `instances_train2017.json`.
     4. Roboflow's file in the folders `train`, `valid` and `test`.
 
     With 3 and 4, the name of a file or folder contains the part of the dataset, such as `val` or
@@ -302,18 +261,16 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
     for path in sorted((root / "annotations").glob("*.json")):
         match = _PART_FILE.fullmatch(path.name)
         if match:
-            part = match[1] or match[3]  # such as val2017, or the name after instances_
+            part = match[1]  # such as val2017
             folders = (root / part, root / "images" / part, root / "images", root)
-            role = PART_ROLES.get(str(match[2]).lower())  # match[2] is None for another part
+            role = _PART_ROLES.get(str(match[2]).lower())  # match[2] is None for another part
             files.append(AnnotationFile(path, folders, role))
     if not files:
         # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
         for path in sorted(root.glob(f"*/{_ROBOFLOW}")):
-            role = PART_ROLES.get(path.parent.name.lower())
+            role = _PART_ROLES.get(path.parent.name.lower())
             if role is not None:
                 files.append(AnnotationFile(path, (path.parent,), role))
-        # train, validation, test; each file has a role here
-        files.sort(key=lambda file: list(PART_ROLES.values()).index(file.role or "test"))
     has_other_than_train = any(file.role in ("validation", "test") for file in files)
     return files if has_other_than_train else [replace(file, role=None) for file in files]
 
@@ -353,7 +310,7 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
     cases: list[CaseFiles] = []
     for file, content in contents:
         for record in content.images:
-            name = str(_to_slashes(record.get("file_name")))
+            name = _to_slashes(str(record.get("file_name")))
             image_path = Path(name)
             with suppress(DatasetError):  # reading the entry reports the error
                 image_path = file.find_image(name)
@@ -377,8 +334,8 @@ def _find_labels(
 ) -> tuple[dict[int, str], dict[str, int], list[Finding]]:
     """Assign one label value to each category id of all COCO files.
 
-    Label values are 1, 2, … in the order of the category ids. A category without a name is called
-    by its id, and equal names are numbered ("nodule (2)").
+    Label values are 1, 2, … in the order of the category ids. Equal names are numbered ("nodule
+    (2)").
 
     Returns:
         The name of each label value, the label value of each category id (as text), and a list with
@@ -388,9 +345,7 @@ def _find_labels(
         DatasetError: If one id has two names.
     """
     names: dict[int, str] = {}
-    used_ids: set[str] = set()
     for file, content in contents:
-        used_ids |= {_entry_id(annotation, "category_id") for annotation in content.annotations}
         for category in content.categories:
             first_name = names.setdefault(category.id, category.name)
             if first_name != category.name:
@@ -399,12 +354,7 @@ def _find_labels(
                     f"{first_name!r} before, in this or another file. Give each id one name."
                 )
     label_of = {str(category_id): label for label, category_id in enumerate(sorted(names), start=1)}
-    # used categories first, because `distinct_names` renames all but the first of equal names:
-    # Roboflow adds an unused category with the id 0 and maybe the name of a used one
-    by_use = sorted(sorted(names), key=lambda category_id: str(category_id) not in used_ids)
-    name_of = {
-        label_of[str(category_id)]: names[category_id] or str(category_id) for category_id in by_use
-    }
+    name_of = {label_of[str(category_id)]: names[category_id] for category_id in sorted(names)}
     label_names, findings = distinct_names(root, name_of)
     return label_names, label_of, findings
 
@@ -430,7 +380,7 @@ def _read_rows(
         label_of: The label value of each category id.
         findings: Receives the findings.
     """
-    n_images_of_id = Counter(_entry_id(record, "id") for record in content.images)
+    n_images_of_id = Counter(str(record.get("id")) for record in content.images)
     no_finding_ids = [
         str(category.id) for category in content.categories if NO_FINDING.fullmatch(category.name)
     ]
@@ -439,7 +389,7 @@ def _read_rows(
     rows: list[Row] = []
     # the row of each image
     for record in content.images:
-        image_id = _entry_id(record, "id")
+        image_id = str(record.get("id"))
         case = case_of.setdefault(image_id, next(ids))
         with collect_errors(findings, case, file.path):
             image = parse_as(_Image, record)
@@ -452,8 +402,8 @@ def _read_rows(
             lesions_of[image_id] = {reader: [] for reader in image.readers}
     # each annotation, assigned to its image and reader
     for annotation in content.annotations:
-        image_id = _entry_id(annotation, "image_id")
-        category_id = _entry_id(annotation, "category_id")
+        image_id = str(annotation.get("image_id"))
+        category_id = str(annotation.get("category_id"))
         where = f"{file.path}: annotation {str(annotation.get('id'))[:40]}"
         with collect_errors(findings, case_of.get(image_id, ""), where):
             if image_id not in case_of or category_id not in label_of:
@@ -504,7 +454,7 @@ def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Ro
         case,
         (file.find_image(image.file_name),),
         reference=root / "masks" / image.mask_file if image.mask_file else None,
-        group=image.patient,
+        group=str(image.patient),
         role=image.role or file.role,
         fold=image.fold,
         columns=columns,
