@@ -32,7 +32,7 @@ from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.table import ReadingRules, Table, build_dataset
-from lesionseg.io.layouts.yolo import find_yolo, read_yolo
+from lesionseg.io.layouts.yolo import is_yolo, read_yolo
 from lesionseg.io.text import read_json
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ LAYOUTS = (
     Layout("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
     Layout("nnunet", "dataset.json, imagesTr/, labelsTr/", _has_dataset_json, read_nnunet),
     _COCO,
-    Layout("yolo", "data.yaml with names, images/, labels/", find_yolo, read_yolo),
+    Layout("yolo", "data.yaml with names, images/, labels/", is_yolo, read_yolo),
     Layout("bids", "sub-*/…_label-lesion_mask.*", is_bids, read_bids),
 )
 

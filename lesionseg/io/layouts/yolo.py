@@ -8,13 +8,13 @@ files with key points (`kpt_shape` in `data.yaml`), the points follow the box.
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
@@ -38,15 +38,7 @@ from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.text import read_text, read_yaml
 from lesionseg.io.volumes import strip_suffix
 
-_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-# the keys of the parts, in any case; Roboflow and other tools also write valid and validation
-PART_ROLES: Mapping[str, Role] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
+DATA_FILE = "data.yaml"
 _MAX_LABEL_BYTES = 2**24  # of the text file of one image
 _ROUNDING = 1e-4  # coordinates may exceed 0 and 1 by this share of the image
 _NO_LABELS = {"classes.txt", "notes.txt", "README.txt"}  # text files that label tools add
@@ -54,32 +46,37 @@ _NO_LABELS = {"classes.txt", "notes.txt", "README.txt"}  # text files that label
 Name = Annotated[str, BeforeValidator(str)]
 
 
-class _DataFile(BaseModel):
-    """The content of data.yaml. Further keys name the parts: their folders and lists of images."""
+def _list_places(value: object) -> list[str]:
+    """Return the places of a part as a list of texts: one path, a list of paths, or none."""
+    entries = value if isinstance(value, list) else [value]
+    return [str(entry) for entry in entries if entry is not None]
 
-    model_config = ConfigDict(extra="allow")
+
+Places = Annotated[list[str], BeforeValidator(_list_places)]
+
+
+class _DataFile(BaseModel):
+    """The content of data.yaml, with the folders and lists of images of each part."""
 
     names: list[Name] | dict[Annotated[int, Field(ge=0)], Name] = Field(min_length=1)
     path: str = "."
     nc: int | None = None
     kpt_shape: tuple[Count, ...] | None = None  # number of key points, values of each
+    train: Places = []
+    val: Places = Field(default=[], validation_alias=AliasChoices("val", "valid", "validation"))
+    test: Places = []
 
 
-def find_yolo(root: Path) -> Path | None:
-    """Return the file that lists classes and image folders of a YOLO dataset, or None without one.
+def is_yolo(root: Path) -> bool:
+    """Return True if a folder contains a `data.yaml` with the key `names`.
 
-    The file has the name data.yaml or dataset.yaml (or .yml), and the key `names`. A file that
-    cannot be read is returned, too, so that `read_yolo` reports the error.
+    A file that cannot be read counts as well, so that `read_yolo` reports the error.
     """
-    for name in _FILES:
-        path = root / name
-        if path.is_file():
-            try:
-                if "names" in read_yaml(path):
-                    return path
-            except LesionsegError:  # reading the dataset reports the error
-                return path
-    return None
+    path = root / DATA_FILE
+    try:
+        return "names" in read_yaml(path)
+    except LesionsegError:  # reading the dataset reports the error
+        return path.is_file()
 
 
 def read_yolo(root: Path) -> Table:
@@ -95,15 +92,15 @@ def read_yolo(root: Path) -> Table:
       it is the path below `root`.
 
     Raises:
-        DatasetError: If `data.yaml` is missing or not valid, its folder `train` or `val` is
-            missing, there is no image, or no image has a text file.
+        DatasetError: If `data.yaml` is not valid, its folder `train` or `val` is missing, there is
+            no image, or no image has a text file.
         ReadError: If `data.yaml` or a list of images cannot be read.
     """
-    path = find_yolo(root)
-    if path is None:
-        raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
+    path = root / DATA_FILE
     root = Path(os.path.normpath(root))  # without `..`, to compare paths with it
-    settings = {str(key): value for key, value in read_yaml(path).items()}  # keys may be numbers
+    settings = {
+        str(key).lower(): value for key, value in read_yaml(path).items()
+    }  # keys may be numbers
     content = parse_as(_DataFile, settings, path)
     # label values from 1 in the order of the class numbers, which may have gaps
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
@@ -145,8 +142,6 @@ def _find_images(
 
     - A folder or list that an earlier part has is left out.
     - A missing folder `test` becomes a finding.
-    - An unknown key that names a folder with images becomes a finding, unless the folder contains a
-      part.
 
     Args:
         root: The folder of the dataset.
@@ -157,51 +152,32 @@ def _find_images(
     Raises:
         DatasetError: If the folder of `train` or `val` is missing, or there is no image.
     """
+    parts: list[tuple[str, Role, list[str]]] = [
+        ("train", "train", content.train),
+        ("val", "validation", content.val),
+        ("test", "test", content.test),
+    ]
     images: list[CaseFiles] = []
     listed_places: set[Path] = set()
-    for key, entry in _folder_entries(content):
-        role = PART_ROLES.get(key.lower())
-        place = _find_place((root / content.path, root), root, entry)
-        if role is None:
-            if place is None or not place.is_dir():
-                continue
-            if not any(part.is_relative_to(place) for part in listed_places) and list_images(place):
-                text = (
-                    f"{path}: the key {key} is unknown, so the images in its folder {entry[:200]} "
-                    "are left out. Call it train, val or test to use them."
+    for key, role, entries in parts:
+        for entry in entries:
+            place = _find_place((root / content.path, root), root, entry)
+            if place is None and role != "test":
+                raise DatasetError(
+                    f"{path}: {key} is {entry[:200]!r}, which is not a folder below {root}, nor a "
+                    f"text file that lists images. Write its path, relative to {path.name}."
                 )
-                findings.append(Finding("left_out", text))
-        elif place is None and role != "test":
-            raise DatasetError(
-                f"{path}: {key} is {entry[:200]!r}, which is not a folder below {root}, nor a text "
-                f"file that lists images. Write its path, relative to {path.name}."
-            )
-        elif place is None:
-            text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
-            findings.append(Finding("left_out", text, severity="note"))
-        elif place not in listed_places:
-            listed_places.add(place)
-            images += _list_part(place, root, content, role, findings)
+            if place is None:
+                text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
+                findings.append(Finding("left_out", text, severity="note"))
+            elif place not in listed_places:
+                listed_places.add(place)
+                images += _list_part(place, root, content, role, findings)
     if not images:
         raise DatasetError(
             f"{path}: the folders train, val and test contain no image. Correct their paths."
         )
     return images
-
-
-def _folder_entries(content: _DataFile) -> Iterator[tuple[str, str]]:
-    """Yield pairs (key, path) for each key of data.yaml that may name a folder or a list of images.
-
-    A key with a list of paths gives several pairs. The parts such as `train` come first, in the
-    order of `PART_ROLES`, because some tools sort the keys of the file.
-    """
-    further_keys = content.model_extra or {}
-    # an unknown key is found after all parts, so it comes last
-    for key in sorted(further_keys, key=lambda key: [*PART_ROLES, key.lower()].index(key.lower())):
-        value = further_keys[key]
-        for entry in value if isinstance(value, list) else [value]:
-            if entry is not None:
-                yield key, str(entry)
 
 
 def _list_part(
@@ -266,12 +242,9 @@ def _label_file(root: Path, image: Path) -> Path | None:
     """
     next_to_image = image.with_name(f"{strip_suffix(image)}.txt")
     inner = next_to_image.relative_to(root).as_posix()
-    for folder in ("labels", "Labels", "LABELS"):
-        # `.*` is greedy, so the last folder `images` is replaced
-        file = root / re.sub(r"(?i)^(.*/)?images/", rf"\g<1>{folder}/", inner)
-        if is_file_or_broken_link(file):
-            return file
-    return next_to_image if is_file_or_broken_link(next_to_image) else None
+    # `.*` is greedy, so the last folder `images` is replaced
+    in_labels = root / re.sub(r"^(.*/)?images/", r"\g<1>labels/", inner)
+    return next(filter(is_file_or_broken_link, (in_labels, next_to_image)), None)
 
 
 def _read_lines(
