@@ -6,7 +6,6 @@ medicaldecathlon.com.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,10 @@ from lesionseg.io.layouts.checks import (
 )
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.table import Row, Table
-from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
 from lesionseg.io.text import read_json, write_json
-from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
+from lesionseg.io.volumes import is_image_file, strip_suffix
 
 DATASET_JSON = "dataset.json"
 FilesByCase = dict[str, dict[int, Path]]  # by case id and channel number
@@ -56,22 +54,7 @@ class _DatasetJson(BaseModel):
     regions_class_order: list[int] | None = None
     file_ending: str | None = None
     dataset: dict[str, _ListedCase] | None = None
-    n_training: Any = Field(default=None, validation_alias="numTraining")
     training: Any = None
-
-
-@dataclass(frozen=True)
-class _Naming:
-    """The naming of the files of a dataset.
-
-    Attributes:
-        are_images_numbered: True if images end in a channel number such as `_0000`. Otherwise each
-            image is the only channel of its case, as in the Decathlon.
-        are_masks_numbered: True if the masks end in `_0000` as well, by mistake.
-    """
-
-    are_images_numbered: bool
-    are_masks_numbered: bool = False
 
 
 def read_nnunet_labels(path: Path) -> Labels:
@@ -153,17 +136,18 @@ def read_nnunet(root: Path) -> Table:
         for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
     }
     # the test cases are named in the same way as the training cases
-    naming = _find_naming(files_in["imagesTr"], files_in["labelsTr"], len(names), findings)
+    are_numbered = _are_images_numbered(files_in["imagesTr"], files_in["labelsTr"], findings)
     rows: list[Row] = []
     for part in ("Tr", "Ts"):
         if part == "Tr" and description.dataset is not None:
             rows += _listed_rows(root, description.dataset, len(names))
             continue
-        images = _group_by_case(files_in[f"images{part}"], naming.are_images_numbered, findings)
-        masks = _group_by_case(files_in[f"labels{part}"], naming.are_masks_numbered, findings)
+        images = _group_by_case(files_in[f"images{part}"], are_numbered, findings)
+        masks = files_in[f"labels{part}"]
         rows += _match_rows(part, images, masks, len(names), findings)
         if part == "Tr":
-            findings += _find_differences(path, description, sorted(images.keys() & masks.keys()))
+            cases = sorted(images.keys() & set(map(strip_suffix, masks)))
+            findings += _find_unlisted(path, description, cases)
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Table(
         path,
@@ -174,7 +158,7 @@ def read_nnunet(root: Path) -> Table:
         name=str(content.get("name") or ""),
         split_file=next((file for file in split_files if file.is_file()), None),
         # msd: Medical Segmentation Decathlon
-        layout="nnunet" if naming.are_images_numbered or description.dataset is not None else "msd",
+        layout="nnunet" if are_numbered or description.dataset is not None else "msd",
     )
 
 
@@ -196,7 +180,7 @@ def _channel_names(description: _DatasetJson, path: Path) -> tuple[str, ...]:
 def _match_rows(
     part: str,
     images: FilesByCase,
-    masks: FilesByCase,
+    masks: Sequence[Path],
     n_channels: int,
     findings: list[Finding],
 ) -> list[Row]:
@@ -205,33 +189,21 @@ def _match_rows(
     The row of an image has all channels of its case. `build_dataset` joins it with the row of the
     mask.
 
-    An image without a mask gets no row:
-
-    - In `Tr`, this is an error.
-    - In `Ts`, such an image is only for prediction.
-    - If a mask has the whole file name of the image, the last four digits of the image name are
-      probably part of the case id. This is an error, and the mask gets no row either.
+    An image without a mask gets no row. In `Tr`, this is an error. In `Ts`, such an image is only
+    for prediction.
 
     Args:
         part: "Tr" for training cases, "Ts" for test cases.
         images: The images by case id and channel number.
-        masks: The masks by case id.
+        masks: The masks.
         n_channels: The number of channels of the dataset.
         findings: Receives the errors.
     """
-    rows: list[Row] = []
+    rows = [Row(CaseFiles(strip_suffix(mask), (), reference=mask), where=mask) for mask in masks]
+    cases_with_mask = {row.files.case for row in rows}
     for case, files in sorted(images.items()):
         first = files[min(files)]  # of the lowest channel number
-        whole_name = strip_suffix(first)
-        if case not in masks and whole_name in masks:
-            text = (
-                f"{first}: the last four digits, {whole_name[-4:]}, were read as a channel "
-                f"number, because other images end in one. If {whole_name!r} is the case, rename "
-                f"the image to {whole_name}_0000{first.name.removeprefix(whole_name)}."
-            )
-            findings.append(Finding(LISTED, text, case, severity="error"))
-            masks = {name: files for name, files in masks.items() if name != whole_name}
-        elif case in masks:
+        if case in cases_with_mask:
             channels = tuple(file for _, file in sorted(files.items()))
             missing = missing_channels(files, n_channels)
             role: Role | None = "test" if part == "Ts" else None
@@ -240,9 +212,6 @@ def _match_rows(
             text = f"{first}: the training image {case!r} has no mask in labelsTr."
             text += " A lesion-free image needs a mask of zeros."
             findings.append(Finding(LISTED, text, case, severity="error"))
-    for case, files in sorted(masks.items()):
-        mask = files[min(files)]  # a mask has one file, usually without a number
-        rows.append(Row(CaseFiles(case, images=(), reference=mask), where=mask))
     return rows
 
 
@@ -264,13 +233,8 @@ def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int
 def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> list[Path]:
     """Return the image or mask files of a folder, sorted, or [] if the folder does not exist.
 
-    `ending` is `file_ending` of `dataset.json`, or None. It decides about files with another
-    ending:
-
-    - If `ending` is a volume format, pictures in the folder are previews and left out. If it is a
-      picture format, volumes are left out.
-    - If `a.nii` and `a.nii.gz` exist, only the one with `ending` is returned.
-    - If no file has `ending`, all files are returned.
+    `ending` is `file_ending` of `dataset.json`, or None. Files with another ending are left out, as
+    in nnU-Net. If no file has `ending`, all files are returned.
 
     Files that are left out, and an `ending` that no file has, become `findings`.
     """
@@ -280,39 +244,29 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
     files = sorted(filter(is_image_file, folder.iterdir()))
     if not ending or not files:
         return files
-    files_with_ending = [file for file in files if file.name.lower().endswith(ending.lower())]
-    if not files_with_ending:
+    with_ending = [file for file in files if file.name.lower().endswith(ending.lower())]
+    if not with_ending:
         text = f"{folder}: no file ends in {ending}, as file_ending in dataset.json states."
         findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
         return files
-    stems = {strip_suffix(file) for file in files_with_ending}
-    left_out = [
-        file
-        for file in files
-        if file not in files_with_ending
-        # a picture among volumes or the reverse, or a copy in another NIfTI format
-        and (
-            is_raster(file) != is_raster(files_with_ending[0])
-            or (file.name.lower().endswith(NIFTI) and strip_suffix(file) in stems)
-        )
-    ]
+    names = [file.name for file in files if file not in with_ending]
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
-    findings += findings_about(folder, [file.name for file in left_out], "file", words)
-    return [file for file in files if file not in left_out]
+    findings += findings_about(folder, names, "file", words, severity="warning")
+    return with_ending
 
 
-def _find_naming(
-    images: Sequence[Path], masks: Sequence[Path], n_channels: int, findings: list[Finding]
-) -> _Naming:
-    """Decide whether the names of images and of masks end in a channel number such as `_0000`.
+def _are_images_numbered(
+    images: Sequence[Path], masks: Sequence[Path], findings: list[Finding]
+) -> bool:
+    """Return True if the names of the images end in a channel number such as `_0000`.
+
+    Otherwise each image is the only channel of its case, as in the Decathlon.
 
     The names of the masks decide:
 
     - An image `lesion_0001` with a mask `lesion_0001` has no channel number. An image `lesion_0001`
       with a mask `lesion` has a channel number. If a dataset has pairs of both kinds, the more
       frequent kind decides, and of equally frequent kinds the first.
-    - If all masks end in `_0000` and all images are channels of these masks, images and masks have
-      channel numbers.
     - If there are no such pairs, images have channel numbers if any name ends in `_0000`.
     - If there are no images, images have channel numbers.
 
@@ -324,34 +278,16 @@ def _find_naming(
     n_masks_of_whole_name = sum(name in mask_names for name in numbered_images)
     n_masks_without_number = sum(case in mask_names for case, _ in numbered_images.values())
     if not images or n_masks_without_number > n_masks_of_whole_name:
-        return _Naming(are_images_numbered=True)
-    # masks named like a first channel: all of them end in _0000 as well
-    cases_in_mask_names = {
-        case for case, number in _split_numbered(mask_names).values() if number == 0
-    }
-    are_masks_first_channels = bool(mask_names) and len(cases_in_mask_names) == len(mask_names)
-    if are_masks_first_channels:
-        numbers = [
-            number for case, number in numbered_images.values() if case in cases_in_mask_names
-        ]
-        if len(numbers) == len(images) and max(numbers) < n_channels:
-            text = (
-                f"{masks[0].parent}: the masks end in _0000 like a first channel. It is removed "
-                "from the case ids."
-            )
-            findings.append(Finding("names", text, severity="note"))
-            return _Naming(are_images_numbered=True, are_masks_numbered=True)
+        return True
     if n_masks_of_whole_name == 0:
-        return _Naming(
-            are_images_numbered=any(number == 0 for _, number in numbered_images.values())
-        )
+        return any(number == 0 for _, number in numbered_images.values())
     example = next(iter(numbered_images))
     text = (
         f"{images[0].parent}: four digits at the end of a name, such as {example}, belong to "
         "the case id and are not a channel number, because the mask has the same name."
     )
     findings.append(Finding("names", text, severity="note"))
-    return _Naming(are_images_numbered=False)
+    return False
 
 
 def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
@@ -363,38 +299,29 @@ def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     return {name: (case, n) for name, (case, n) in parts.items() if n is not None}
 
 
-def _find_differences(path: Path, description: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
-    """Return a finding if `dataset.json` and the folders differ in their training cases, or [].
-
-    If it has a list `training`, the finding names the cases that the list lacks. Without this list,
-    the finding tells that the number of cases is not `numTraining`.
+def _find_unlisted(path: Path, description: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
+    """Return a finding about the training cases that the list in `dataset.json` lacks, or [].
 
     Args:
         path: The file `dataset.json`, for the message.
         description: The content of the file.
         cases: The ids of the cases with image and mask in the folders.
     """
-    if isinstance(description.training, list):
-        entries = [entry.get("image") for entry in description.training if isinstance(entry, dict)]
-        listed_names = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
-        # some lists name the file of the first channel, others the case
-        listed_names |= {split_channel(name)[0] for name in listed_names}
-        return findings_about(
-            path,
-            # an empty list is no list of the cases
-            [case for case in cases if listed_names and case not in listed_names],
-            "case",
-            "of imagesTr not in the list training",
-            kind="listed_otherwise",
-            advice=" They are used for training. Remove their files if they should not be.",
-            severity="warning",
-        )
-    if not isinstance(description.n_training, int) or description.n_training == len(cases):
-        return []
-    text = (
-        f"{path} states numTraining {description.n_training}, but {len(cases)} training cases have"
+    listed = description.training if isinstance(description.training, list) else []
+    entries = [entry.get("image") for entry in listed if isinstance(entry, dict)]
+    listed_names = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
+    # some lists name the file of the first channel, others the case
+    listed_names |= {split_channel(name)[0] for name in listed_names}
+    return findings_about(
+        path,
+        # an empty list is no list of the cases
+        [case for case in cases if listed_names and case not in listed_names],
+        "case",
+        "of imagesTr not in the list training",
+        kind="listed_otherwise",
+        advice=" They are used for training. Remove their files if they should not be.",
+        severity="warning",
     )
-    return [Finding("listed_otherwise", f"{text} image and mask.", severity="note")]
 
 
 def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding]) -> FilesByCase:
