@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Labels, numbers_first
 from lesionseg.core.finding import collect_errors
-from lesionseg.errors import DatasetError, ReadError
+from lesionseg.errors import DatasetError
 from lesionseg.io.case_ids import path_id, split_channel
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.annotated_lesions import (
@@ -36,19 +36,6 @@ _COLUMNS = ("case", "label", *_CORNERS)
 _KNOWN_COLUMNS = (*_COLUMNS, "z0", "z1", "reader", "group", "role", "fold")
 
 
-def has_boxes_csv(root: Path) -> bool:
-    """Return True if a folder has a `boxes.csv` with the column `case` or a corner such as `x0`.
-
-    Then the folder has the layout "boxes". A `boxes.csv` that cannot be read counts as well, so
-    that `read_boxes_csv` reports its error.
-    """
-    path = root / BOXES_FILE
-    try:
-        return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(path))
-    except ReadError:  # reading the dataset reports the error
-        return path.is_file()
-
-
 def read_boxes_csv(root: Path) -> Table:
     """Read the table `boxes.csv` of a folder and find the images that its rows name.
 
@@ -64,7 +51,7 @@ def read_boxes_csv(root: Path) -> Table:
       have such a cell, the cells must be equal.
     - An image without a row has no lesion, unless the manifest names its mask. A case whose
       coordinates are all empty has no lesion.
-    - `label` is a name or value in `labels.json` (`{"1": "nodule"}`). Without this file, labels are
+    - `label` is a name in `labels.json` (`{"1": "nodule"}`). Without this file, labels are
       numbered: numbers first, then names in the order of the alphabet.
 
     Wrong rows become findings, and so do the rows of a case with a mask. A case whose rows are all
@@ -109,10 +96,7 @@ def read_boxes_csv(root: Path) -> Table:
 
 
 def _require_columns(path: Path, present: Iterable[str]) -> None:
-    """Raise `DatasetError` with advice for the user if a required column of `boxes.csv` is missing.
-
-    A table without `x1` and `y1` probably contains width and height instead, unless it has a column
-    such as `xmax`. The advice then tells how to compute the corner.
+    """Raise `DatasetError` if a required column of `boxes.csv` is missing.
 
     Args:
         path: The table, for the message.
@@ -120,16 +104,12 @@ def _require_columns(path: Path, present: Iterable[str]) -> None:
     """
     names = list(present)
     missing = [name for name in _COLUMNS if name not in names]
-    if not missing:
-        return
-    advice = "Rename or add them."
-    has_other_corners = not {"x1", "xmax", "x_max"}.isdisjoint(map(str.lower, names))
-    if {"x1", "y1"} <= {*missing} and not has_other_corners:
-        advice = "Write x1 = x0 + width and y1 = y0 + height if your table contains lengths."
-    raise DatasetError(
-        f"{path}: the columns {', '.join(map(repr, missing))} are missing. The table has "
-        f"{', '.join(names)[:300]}. {advice}"
-    )
+    if missing:
+        raise DatasetError(
+            f"{path}: the columns {', '.join(map(repr, missing))} are missing. The table has "
+            f"{', '.join(names)[:300]}. Rename or add them; if your table contains lengths, write "
+            "x1 = x0 + width and y1 = y0 + height."
+        )
 
 
 def _read_or_number_labels(root: Path, names: Iterable[str]) -> Labels:
@@ -210,29 +190,23 @@ def _parse_lesion(
 
 
 def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
-    """Return the label value for the text of a label cell.
-
-    The text is a name among the labels or, as some tables have it, the label value itself.
+    """Return the label value for the name in a label cell.
 
     Args:
         name: The text of the cell.
         value_of: The label value of each label name.
 
     Raises:
-        DatasetError: If the cell is empty, or neither a name nor a value of a label.
+        DatasetError: If the cell is empty, or not the name of a label.
     """
     if not name:
         raise DatasetError("the label is empty. Name what is in the box.")
-    if name in value_of:
-        return value_of[name]
-    # "01" is label 1; compared as text, because int() rejects very long numbers
-    number = name.lstrip("0")
-    if number in map(str, value_of.values()):
-        return int(number)
-    raise DatasetError(
-        f"the label {name[:100]!r} is not in {LABELS} ({', '.join(value_of)}). Add it there, or "
-        "correct the row."
-    )
+    if name not in value_of:
+        raise DatasetError(
+            f"the label {name[:100]!r} is not in {LABELS} ({', '.join(value_of)}). Add it there, "
+            "or correct the row."
+        )
+    return value_of[name]
 
 
 def _table_of_images(root: Path) -> Table:

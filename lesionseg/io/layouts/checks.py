@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -29,7 +28,7 @@ _FILES_OF_RESULTS = {CONFIG, "predictions.csv", "scores.json"}
 
 def findings_about(
     where: object,
-    names: Sequence[str],
+    names: Sequence[object],
     noun: str,
     words: str,
     *,
@@ -77,13 +76,8 @@ def with_distinct_ids(cases: Sequence[CaseFiles], root: Path) -> list[CaseFiles]
 def listed_file(folder: Path, name: str) -> Path:
     """Return the path of a file that a table names, relative to the folder of the table.
 
-    Separators of Windows become slashes, unless a file with backslashes in its name exists.
+    Separators of Windows become slashes.
     """
-    path = folder / name
-    # a path of Windows is a single file name elsewhere, which may be too long for `exists`
-    with suppress(OSError):
-        if "\\" not in name or path.exists():
-            return path
     return folder / name.replace("\\", "/")
 
 

@@ -25,7 +25,7 @@ from lesionseg.io.channels import check_channels
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import content_place
 from lesionseg.io.layouts.bids import is_bids, read_bids
-from lesionseg.io.layouts.boxes_csv import BOXES_FILE, has_boxes_csv, read_boxes_csv
+from lesionseg.io.layouts.boxes_csv import BOXES_FILE, read_boxes_csv
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
@@ -61,14 +61,13 @@ class Layout:
     read: Callable[[Path], Table]
 
 
-def _has_manifest(root: Path) -> bool:
-    """Return True if a folder contains the table `manifest.csv`."""
-    return (root / MANIFEST).is_file()
+def _contains(name: str) -> Callable[[Path], bool]:
+    """Return a function that tells if a folder contains a file of this name."""
 
+    def recognises(root: Path) -> bool:
+        return (root / name).is_file()
 
-def _has_dataset_json(root: Path) -> bool:
-    """Return True if a folder contains nnU-Net's `dataset.json`."""
-    return (root / DATASET_JSON).is_file()
+    return recognises
 
 
 # The first layout that recognises a folder is used. Tables for lesionseg come first, because they
@@ -83,12 +82,12 @@ LAYOUTS = (
     Layout(
         "boxes",
         "boxes.csv (case, label, x0, y0, x1, y1), and images",
-        has_boxes_csv,
+        _contains(BOXES_FILE),
         read_boxes_csv,
     ),
-    Layout("manifest", MANIFEST, _has_manifest, read_manifest),
+    Layout("manifest", MANIFEST, _contains(MANIFEST), read_manifest),
     Layout("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
-    Layout("nnunet", "dataset.json, imagesTr/, labelsTr/", _has_dataset_json, read_nnunet),
+    Layout("nnunet", "dataset.json, imagesTr/, labelsTr/", _contains(DATASET_JSON), read_nnunet),
     _COCO,
     Layout("yolo", "data.yaml with names, images/, labels/", is_yolo, read_yolo),
     Layout("bids", "sub-*/…_label-lesion_mask.*", is_bids, read_bids),
@@ -256,7 +255,6 @@ def find_layout(root: Path) -> Layout:
     Raises:
         DatasetError: If the layout is not known. The message names what the folder contains
             instead: datasets in subfolders, the format of another program, or a damaged file.
-        ReadError: If a `boxes.csv` is damaged.
     """
     layout = recognise_layout(root)
     if layout is not None:
@@ -267,8 +265,6 @@ def find_layout(root: Path) -> Layout:
             f"{root} is not a dataset, but contains some: {', '.join(dataset_folders[:9])}. "
             "Name one of them."
         )
-    if (root / BOXES_FILE).is_file():
-        read_boxes_csv(root)  # raises an error that lists the missing columns
     advice = describe_other_format(root) or (
         f"Write a {MANIFEST} with the columns case, image and reference (masks), or a {BOXES_FILE} "
         "with case, label, x0, y0, x1, y1 next to the images. docs/data.md lists all layouts, such "

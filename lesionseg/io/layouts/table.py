@@ -234,12 +234,14 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
         if has_no_row or any(row.lesions is not None for row in rows):
             files = _add_lesions(files, rows, table, repeated_rows, findings)
         cases.append(files)
-    if repeated_rows:
-        text = f"{repeated_rows[0]}: the row repeats an earlier one"
-        if len(repeated_rows) > 1:
-            verb = "does" if len(repeated_rows) == 2 else "do"  # one further row, or several
-            text += f", and so {verb} {len(repeated_rows) - 1} more"
-        findings.append(Finding("repeated_rows", f"{text}. Each box counts once."))
+    findings += findings_about(
+        table.path,
+        repeated_rows,
+        "repeated row",
+        "counted once",
+        kind="repeated_rows",
+        severity="warning",
+    )
     words = f"of {len(cases)} without a row, counted as lesion-free"
     findings += findings_about(
         table.path, cases_without_row, "image", words, maximum=5, kind="not_in_table"

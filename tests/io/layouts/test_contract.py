@@ -109,7 +109,8 @@ class Boxes(Layout):
 
     def write_labels(self, root, cases, box, label):
         cells = {case: ",".join(map(str, box)) if case == "a" else ",,," for case in cases}
-        lines = [f"{case},{label},{cells[case]}" for case in cases]
+        name = "lesion" if label == 1 else label
+        lines = [f"{case},{name},{cells[case]}" for case in cases]
         (root / self.table).write_text("\n".join(["case,label,x0,y0,x1,y1", *lines]))
         (root / "labels.json").write_text('{"1": "lesion"}')
 
