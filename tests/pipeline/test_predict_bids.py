@@ -12,7 +12,7 @@ import pytest
 
 import lesionseg
 from lesionseg.core import CaseFiles
-from lesionseg.errors import ConfigError, OutputError
+from lesionseg.errors import ConfigError
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.results.index import find_predictions, list_predictions
 from lesionseg.io.results.names import mask_stem
@@ -137,14 +137,6 @@ def test_bids_names_need_a_subject(out, bundle, scan, tmp_path):
     outcome = run(bundle, folder, out)
     assert statuses(outcome) == dict.fromkeys(("a", "sub-P-1_FLAIR"), "failed")
     assert all("sub-<label>" in row.message for row in outcome.rows)
-
-
-def test_results_of_an_earlier_version_are_refused_before_the_first_case(out, bundle, bids):
-    out.mkdir()
-    (out / "sub-1_ses-a_label-lesion_mask.nii.gz").touch()
-    with pytest.raises(OutputError, match="Name another output"):
-        run(bundle, bids, out)
-    assert not [*out.glob("*.json")]
 
 
 def test_patient_id_needs_names_of_bids(out, bundle, bids):

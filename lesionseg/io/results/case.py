@@ -20,7 +20,6 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
-    ValidationError,
 )
 
 from lesionseg.config import MaskNames
@@ -34,6 +33,7 @@ from lesionseg.core import (
     Volume,
 )
 from lesionseg.core.labels import LabelValue
+from lesionseg.core.records import parse_as
 from lesionseg.errors import (
     ContentError,
     GeometryError,
@@ -41,7 +41,6 @@ from lesionseg.errors import (
     OutputError,
     ReadError,
     RegionError,
-    describe_misfits,
 )
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.grids import GridPair
@@ -456,21 +455,11 @@ class CaseContent(BaseModel):
     def read(cls, path: Path) -> "CaseContent":
         """Read and check a candidate file.
 
-        An operating point without a name, as other programs may write it, is named after its score,
-        such as `score:0.5`.
-
         Raises:
             ReadError: If the file is missing or not JSON.
             ContentError: If a key or a candidate is not valid.
         """
-        content = read_json(path)
-        point = content.get("operating_point") if isinstance(content, dict) else None
-        if isinstance(point, dict) and "name" not in point:
-            content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
+        return parse_as(cls, read_json(path), path, ContentError)
 
 
 def write_candidates(

@@ -34,7 +34,6 @@ from lesionseg.io.results.names import (
     BIDS_MASKS,
     BIDS_SUFFIXES,
     CANDIDATES,
-    EARLIER_BIDS,
     FAILED,
     FILES,
     FILES_OF_NNUNET,
@@ -130,9 +129,6 @@ class PredictionFolder:
         path: The folder, which may not exist yet.
         url: The URL that files are uploaded to, or the path itself (see `remote.upload`).
         names: The names of the masks, see `write_prediction`.
-
-    Raises:
-        OutputError: If an earlier version has written masks with `names=bids` into the folder.
     """
 
     def __init__(self, path: Path, url: str = "", names: MaskNames = "lesionseg") -> None:
@@ -142,15 +138,6 @@ class PredictionFolder:
         self._present_names = stored_names(path, url)  # masks at a URL are not downloaded
         if path.is_dir():
             self._present_names |= _list_names(path, "*") | _list_names(path, BIDS_MASKS)
-        # names without a folder, in the form of an earlier version
-        earlier_masks = [
-            name for name in self._present_names if "/" not in name and EARLIER_BIDS in name
-        ]
-        if names == "bids" and earlier_masks:
-            raise OutputError(
-                f"{path}: an earlier version has written {min(earlier_masks)}, but names=bids now "
-                "has a folder for each subject. Name another output, or move these results away."
-            )
         # the case ids that some file system cannot distinguish, by their common key
         self._ids_by_key: dict[str, set[str]] = defaultdict(set)
         for name in self._present_names:

@@ -147,13 +147,6 @@ def test_mask_in_the_folder_of_a_subject_is_completed_after_a_kill_and_removed_w
     assert not [*tmp_path.rglob("*.nii.gz")]
 
 
-def test_results_that_an_earlier_version_named_as_in_bids_are_refused(tmp_path):
-    (tmp_path / "sub-1_label-lesion_mask.nii.gz").write_text("old")
-    PredictionFolder(tmp_path)
-    with pytest.raises(OutputError, match=r"sub-1_label-lesion_mask\.nii\.gz.*Name another output"):
-        PredictionFolder(tmp_path, names="bids")
-
-
 def test_hidden_file_of_a_file_system_is_no_case(tmp_path):
     write_results(tmp_path)
     write_results(tmp_path, case="._a")  # macOS writes such files to disks of other systems
