@@ -230,28 +230,6 @@ class Dataset:
             len(case.images) == 1 and not case.missing for case in self.cases
         )
 
-    def datalist(self) -> list[dict[str, Any]]:
-        """Return the cases as a list of dictionaries, the input of MONAI's loading transforms.
-
-        For example, `monai.data.CacheDataset` reads such a list. Each entry has the keys `case`,
-        `group` and `image`: a path as text, or a list with the path of each channel that has a
-        file. It has the key `label` (path of the mask) if the case has a mask, and the keys `role`
-        and `fold` if the dataset states them.
-        """
-        entries = []
-        for case in self.cases:
-            images = [str(path) for path in case.images]
-            entry: dict[str, Any] = {
-                "case": case.case,
-                "group": case.group,
-                "role": case.role,
-                "fold": case.fold,
-                "image": images[0] if len(images) == 1 else images,
-                "label": None if case.reference is None else str(case.reference),
-            }
-            entries.append({name: value for name, value in entry.items() if value is not None})
-        return entries
-
 
 def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group") -> list[Finding]:
     """Return a warning if case ids such as P08_0 and P08_1 look like scans of one patient.

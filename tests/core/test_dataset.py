@@ -77,16 +77,6 @@ def test_picture_in_colour_is_one_complete_file_of_three_channels(
     assert dataset.is_colour is expected
 
 
-def test_entries_for_loaders_leave_out_what_is_not_stated():
-    one = CaseFiles("a", (Path("a0"),), Path("m"), role="test", fold=0)
-    two = CaseFiles("b", (Path("b0"), Path("b1")))
-    dataset = Dataset("d", Path(), "list", 3, ("T1", "T2"), Labels((1,), ("lesion",)), (one, two))
-    assert dataset.datalist() == [
-        {"case": "a", "group": "", "role": "test", "fold": 0, "image": "a0", "label": "m"},
-        {"case": "b", "group": "", "image": ["b0", "b1"]},
-    ]
-
-
 @pytest.mark.parametrize(
     ("ids", "is_likely"),
     [

@@ -48,7 +48,7 @@ class _Entry(BaseModel):
     label: str | list[Class] | None = None
     box: list[Annotated[list[Number], Field(min_length=4, max_length=6)]] | None = None
     patient: str = ""
-    group: str = ""  # the name of `patient` in `Dataset.datalist`
+    group: str = ""  # another name of `patient`
     case: str = ""
     role: Role | None = None
     fold: Count | None = None

@@ -194,13 +194,14 @@ def _to_voxels(lesion: AnnotatedLesion, geometry: Geometry) -> AnnotatedLesion:
     If the axes of the image are rotated in the patient, the result is the smallest box along the
     array axes that contains the original box.
     """
-    start, stop = np.reshape(lesion.box, (2, 3))
-    centre_ras = (start + stop) / 2 * (-1, -1, 1)  # from LPS; the affine is in RAS
-    # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
-    centre = geometry.to_index(centre_ras[np.newaxis])[0] + 0.5
-    # half sides along the array axes: each axis gets a part of every side in millimetres
-    half = np.abs(np.linalg.inv(geometry.affine)[:3, :3]) @ ((stop - start) / 2)
-    return replace(lesion, box=tuple(np.concatenate([centre - half, centre + half]).tolist()))
+    from lesionseg.ops.boxes import move_boxes  # imports torch
+
+    # LPS millimetres as the voxels of a grid, whose array axes are x, y and z. The centre of the
+    # voxel [0, 1) is at 0.5 mm. The affine is in RAS.
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[:3, 3] = (-0.5, -0.5, 0.5)
+    (box,) = move_boxes(lesion.box, Geometry((1, 1, 1), affine), geometry)
+    return replace(lesion, box=tuple(box.tolist()))
 
 
 def _add_box(

@@ -120,7 +120,6 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """Read the case list of a data folder, and raise an error unless all cases are usable.
 
     See `list_dataset`, which returns errors as findings instead. The other findings are logged.
-    `Dataset.datalist` converts the result into a MONAI datalist.
 
     Args:
         root: The folder.
@@ -279,7 +278,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _log_summary(dataset: Dataset) -> None:
-    """Log the layout of a dataset and its numbers of cases, patients and partly annotated cases.
+    """Log the layout of a dataset and its numbers of cases and patients.
 
     Log a warning if a patient has cases for training and for test. External cases are test cases.
     """
@@ -295,8 +294,6 @@ def _log_summary(dataset: Dataset) -> None:
     if len(cases) == len(patients) > 1:  # perhaps the patients are not known
         size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.layout, size)
-    if partly_annotated := [case for case in cases if case.annotated]:
-        logger.info("Not all labels are annotated in %s.", count(len(partly_annotated), "case"))
 
 
 def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) -> Dataset | None:
