@@ -26,7 +26,6 @@ MEANING: Mapping[str, str] = {
     "listed_otherwise": "The dataset's list and its folders contain different cases.",
     "unread": "A folder contains files of formats that are not read.",
     "left_out": "Files next to the cases are left out.",
-    "file_ending": "No file has the ending that the dataset states.",
     "names": "File names could be understood in two ways.",
     "columns": "The table has an unknown column whose name resembles a known one.",
     "repeated_rows": "The table repeats rows. Each box counts once.",

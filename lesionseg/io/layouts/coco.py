@@ -104,19 +104,13 @@ class AnnotationFile:
         that a later check reports it as missing.
 
         Raises:
-            DatasetError: If several of `images` end in `file_name`, or a path cannot be accessed.
+            DatasetError: If several of `images` end in `file_name`.
         """
         paths = [folder / file_name for folder in self.folders]
-        try:
-            for path in paths:
+        for path in paths:
+            with suppress(OSError):  # such as a name that is too long: the file is missing
                 if path.is_file():
                     return path
-        except OSError as error:  # such as a name that is too long
-            reason = (error.strerror or "unknown reason").lower()
-            raise DatasetError(
-                f"{file_name[:100]!r} cannot be accessed: {reason}. Correct file_name or the "
-                "permissions."
-            ) from error
         possible = self.images.get(Path(file_name).name, ())
         matching = [path for path in possible if path.as_posix().endswith(f"/{file_name}")]
         if len(matching) > 1:

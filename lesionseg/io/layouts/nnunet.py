@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, Field
 
 from lesionseg.core import CaseFiles, Labels, Role
-from lesionseg.core.finding import LISTED, Finding, collect_errors
+from lesionseg.core.finding import LISTED, Finding, Severity, collect_errors
 from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, RegionError
 from lesionseg.io.case_ids import split_channel
@@ -117,8 +117,7 @@ def read_nnunet(root: Path) -> Table:
     - The training cases are the images in `imagesTr` with a mask in `labelsTr`. If `dataset.json`
       has a list `dataset`, the cases of this list replace them.
     - The cases in `imagesTs` with a mask in `labelsTs` are test cases.
-    - If `dataset.json` has a `file_ending`, some files with another ending are left out with a
-      note, see `_find_images`.
+    - If `dataset.json` has a `file_ending`, files with another ending are left out with a warning.
     - Files that do not fit become findings.
 
     Raises:
@@ -234,24 +233,19 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
     """Return the image or mask files of a folder, sorted, or [] if the folder does not exist.
 
     `ending` is `file_ending` of `dataset.json`, or None. Files with another ending are left out, as
-    in nnU-Net. If no file has `ending`, all files are returned.
-
-    Files that are left out, and an `ending` that no file has, become `findings`.
+    in nnU-Net, with a finding. It is an error if no file is left.
     """
     if not folder.is_dir():
         return []
     findings += find_unread_files(folder)
     files = sorted(filter(is_image_file, folder.iterdir()))
-    if not ending or not files:
+    if not ending:
         return files
     with_ending = [file for file in files if file.name.lower().endswith(ending.lower())]
-    if not with_ending:
-        text = f"{folder}: no file ends in {ending}, as file_ending in dataset.json states."
-        findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
-        return files
     names = [file.name for file in files if file not in with_ending]
-    words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
-    findings += findings_about(folder, names, "file", words, severity="warning")
+    words = f"not ending in {ending} (file_ending in dataset.json), left out"
+    severity: Severity = "warning" if with_ending else "error"
+    findings += findings_about(folder, names, "file", words, severity=severity)
     return with_ending
 
 

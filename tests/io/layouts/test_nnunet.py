@@ -177,7 +177,8 @@ def test_case_for_training_and_testing_is_an_error(nnunet_folder):
 
 @pytest.mark.parametrize("name", ["a.png", "a_0000.png"])
 def test_colour_picture_is_a_case_of_three_channels(nnunet_folder, name):
-    root = nnunet_folder((), channel_names={"0": "R", "1": "G", "2": "B"})
+    names = {"0": "R", "1": "G", "2": "B"}
+    root = nnunet_folder((), channel_names=names, file_ending=".png")
     for place, mode, colour in ((f"imagesTr/{name}", "RGB", (1, 2, 3)), ("labelsTr/a.png", "L", 0)):
         (root / place).parent.mkdir()
         Image.new(mode, (7, 6), colour).save(root / place)
@@ -232,14 +233,13 @@ def test_previews_next_to_volumes_are_left_out(nnunet_folder):
     assert [case.case for case in dataset.cases] == ["A", "B"]
     assert all(file.suffix == ".gz" for case in dataset.cases for file in case.images)
     warnings = " ".join(remark.message for remark in dataset.findings)
-    assert "2 files next to those that end in .nii.gz" in warnings
+    assert "2 files not ending in .nii.gz" in warnings
     assert "A_0000.png, overview.jpg" in warnings
 
 
-def test_wrong_file_ending_in_dataset_json_is_a_remark(nnunet_folder):
-    dataset = read_dataset(nnunet_folder(file_ending=".nrrd"))
-    assert len(dataset.cases) == 2
-    assert "no file ends in .nrrd" in dataset.findings[0].message
+def test_wrong_file_ending_in_dataset_json_is_an_error(nnunet_folder):
+    with pytest.raises(DatasetError, match=r"4 files not ending in \.nrrd \(file_ending in"):
+        read_dataset(nnunet_folder(file_ending=".nrrd"))
 
 
 def test_files_of_unknown_formats_are_counted_and_named(nnunet_folder, caplog):
