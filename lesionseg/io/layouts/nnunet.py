@@ -5,7 +5,7 @@ medicaldecathlon.com.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +242,11 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
     if not ending:
         return files
     with_ending = [file for file in files if file.name.lower().endswith(ending.lower())]
-    names = [file.name for file in files if file not in with_ending]
+    names = sorted(file.name for file in {*files} - {*with_ending})
     words = f"not ending in {ending} (file_ending in dataset.json), left out"
     severity: Severity = "warning" if with_ending else "error"
-    findings += findings_about(folder, names, "file", words, severity=severity)
+    advice = " Convert these files, or correct file_ending."
+    findings += findings_about(folder, names, "file", words, advice=advice, severity=severity)
     return with_ending
 
 
@@ -268,7 +269,8 @@ def _are_images_numbered(
     """
     mask_names = {strip_suffix(file) for file in masks}
     # how many images `lesion_0001` have a mask `lesion_0001`, and how many a mask `lesion`
-    numbered_images = _split_numbered(map(strip_suffix, images))
+    parts = {name: split_channel(name) for name in map(strip_suffix, images)}
+    numbered_images = {name: (case, n) for name, (case, n) in parts.items() if n is not None}
     n_masks_of_whole_name = sum(name in mask_names for name in numbered_images)
     n_masks_without_number = sum(case in mask_names for case, _ in numbered_images.values())
     if not images or n_masks_without_number > n_masks_of_whole_name:
@@ -282,15 +284,6 @@ def _are_images_numbered(
     )
     findings.append(Finding("names", text, severity="note"))
     return False
-
-
-def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Return the pair (case id, channel number) of each name that ends in four digits.
-
-    The keys are the names. Other names are left out.
-    """
-    parts = {name: split_channel(name) for name in names}
-    return {name: (case, n) for name, (case, n) in parts.items() if n is not None}
 
 
 def _find_unlisted(path: Path, description: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
