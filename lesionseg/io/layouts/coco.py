@@ -42,8 +42,8 @@ from lesionseg.io.volumes import is_image_file
 
 ANNOTATIONS = "annotations.json"
 _ROBOFLOW = "_annotations.coco.json"
-# the file of one part of the dataset, such as instances_train2017.json
-_PART_FILE = re.compile(r"(?i)instances_((train|val|test)?.*)\.json")
+# the file of one part of the dataset, such as instances_train2017.json or train.json
+_PART_FILE = re.compile(r"(?i)(?:instances_)?((train|val|test)[\w.-]*)\.json|instances_(.+)\.json")
 # the role of a part, by its name in lower case
 _PART_ROLES: Mapping[str, Role] = {
     "train": "train",
@@ -238,7 +238,7 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
 
     1. `annotations.json`.
     2. Roboflow's `_annotations.coco.json` next to the images.
-    3. COCO's `annotations/instances_*.json`, such as `instances_train2017.json`.
+    3. COCO's `annotations/instances_*.json`, such as `instances_train2017.json`, or `train.json`.
     4. Roboflow's file in the folders `train`, `valid` and `test`.
 
     With 3 and 4, the name of a file or folder contains the part of the dataset, such as `val` or
@@ -255,7 +255,7 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
     for path in sorted((root / "annotations").glob("*.json")):
         match = _PART_FILE.fullmatch(path.name)
         if match:
-            part = match[1]  # such as val2017
+            part = match[1] or match[3]  # such as val2017, or another name after instances_
             folders = (root / part, root / "images" / part, root / "images", root)
             role = _PART_ROLES.get(str(match[2]).lower())  # match[2] is None for another part
             files.append(AnnotationFile(path, folders, role))

@@ -290,7 +290,7 @@ def test_equal_names_in_different_folders_are_different_cases(tmp_path):
 
 PARTS = [
     ("annotations/instances_{}2017.json", "images/{}2017", "val"),
-    ("annotations/instances_{}.json", "{}", "Val"),
+    ("annotations/{}.json", "{}", "Val"),
     ("{}/_annotations.coco.json", "{}", "valid"),
     ("{}/_annotations.coco.json", "{}", "Valid"),
 ]
