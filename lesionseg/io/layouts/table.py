@@ -313,10 +313,10 @@ def _merge_fields(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
                 files = replace(files, **{name: value})
                 continue
             first = next(other for other in rows if getattr(other.files, name) == current)
-            text = (
-                f"{row.where}: {name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
-                f"{str(current)[:100]!r} in {_row_place(first)}. Write the same {name} in all rows "
-                "of a case."
+            text = (  # ends of values, because paths differ there
+                f"{row.where}: {name} of the case {files.case!r} is {str(value)[-100:]!r} here, but "
+                f"{str(current)[-100:]!r} in {_row_place(first)}. Write the same {name} in all "
+                "rows of a case."
             )
             findings.append(Finding(LISTED, text, files.case, severity="error"))
     return files
