@@ -314,9 +314,9 @@ def _merge_fields(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
                 continue
             first = next(other for other in rows if getattr(other.files, name) == current)
             text = (  # ends of values, because paths differ there
-                f"{row.where}: {name} of the case {files.case!r} is {str(value)[-100:]!r} here, but "
-                f"{str(current)[-100:]!r} in {_row_place(first)}. Write the same {name} in all "
-                "rows of a case."
+                f"{row.where}: {name} of the case {files.case!r} is {str(value)[-100:]!r} here, "
+                f"but {str(current)[-100:]!r} in {_row_place(first)}. Write the same {name} in "
+                "all rows of a case."
             )
             findings.append(Finding(LISTED, text, files.case, severity="error"))
     return files
