@@ -109,7 +109,7 @@ def read_zone_names(path: Path) -> dict[int, str]:
             of at most 4300 digits, no row has a name, or two values have the same name.
     """
     advice = "Write a CSV file with the columns value and name, and lines such as 17,liver."
-    lines = read_csv_lines(path) if path.suffix.lower() in _READ_TABLES else []
+    lines = read_csv_lines(path)[1] if path.suffix.lower() in _READ_TABLES else []
     value_of_name: dict[str, int] = {}
     for line, row in lines:
         try:
