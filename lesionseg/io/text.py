@@ -99,14 +99,8 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
             f"{path}: the JSON has an error in line {error.lineno}, column {error.colno}. Correct "
             f"that place.{hint}"
         ) from error
-    except RecursionError as error:
-        raise ReadError(
-            f"{path}: the JSON is nested too deeply. Check if a bracket is missing."
-        ) from error
-    except ValueError as error:  # Python limits the number of digits that it converts
-        raise ReadError(
-            f"{path}: the JSON contains a number with too many digits. Shorten it."
-        ) from error
+    except (RecursionError, ValueError) as error:  # brackets too deep, or a number too long
+        raise ReadError(f"{path}: the JSON cannot be read: {error}. Correct the file.") from error
 
 
 def read_text(path: Path, max_bytes: int = _MAX_TEXT_BYTES) -> str:
