@@ -207,8 +207,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def read_csv_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read a table like `read_csv`, with line numbers for messages about rows.
 
-    Tabs are the separators if the first line contains any, otherwise semicolons, otherwise commas:
-    names of columns may contain commas, and cells may contain all three.
+    The separator is the one that occurs most often in the first line, because the name of a column
+    or a label may contain another one: `case;image;age, years`.
 
     Returns:
         The column names, and for each row the number of the line at which it ends, and its values
@@ -220,7 +220,7 @@ def read_csv_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str
     stream = io.StringIO(read_text(path), newline="")
     first_line = stream.readline()
     stream.seek(0)
-    separator = next((mark for mark in "\t;" if mark in first_line), ",")
+    separator = max(",;\t", key=first_line.count)  # a comma if all are equally frequent
     # strict: a missing double quote is an error
     reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[tuple[int, dict[str, str]]] = []

@@ -288,7 +288,7 @@ TABLES = [
     ("case;image;age, years\nA;a.nii;3\n", {**A, "age, years": "3"}),
     ("case,image,labels\nA,a.nii,scar;cyst\n", {**A, "labels": "scar;cyst"}),
     ("case;image;ml\nA;a.nii;0,5\n", {**A, "ml": "0,5"}),
-    ("case;a, b\nA;1\n", {"case": "A", "a, b": "1"}),
+    ("case,image,a;b\nA,a.nii,1\n", {**A, "a;b": "1"}),
     ("case,image\nA,a.nii\n,,\n", A),
     ("case,image\n,\nA,a.nii,,,\n\n", A),
     ("case, image\r\nA, a.nii \r\n", A),
