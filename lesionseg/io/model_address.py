@@ -160,7 +160,11 @@ def _fetch_from_hub(url: str) -> Path:
         except Exception as error:  # errors of the package, of its HTTP library and of the system
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk
-            raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
+            reason = " ".join(str(error).split())
+            raise ReadError(
+                f"{url}: the model cannot be downloaded ({reason}). Check the address, the "
+                "connection, and your permissions (hf auth login)."
+            ) from error
     commit = Path(folder).name  # the hub's cache names its folders by the commit
     if commit != address.revision:
         # hf://user/model, but hf://datasets/user/name
@@ -169,26 +173,6 @@ def _fetch_from_hub(url: str) -> Path:
         pinned = f"hf://{kind}{address.id}@{commit}{path}"
         log.info("%s has the commit %s; %s pins it.", url, commit, pinned)
     return Path(folder, address.path_in_repo)
-
-
-def _explain_hub_error(error: Exception) -> str:
-    """Return the end of a message about an error of huggingface_hub: the reason and the remedy."""
-    from huggingface_hub import errors
-
-    reasons = {
-        errors.GatedRepoError: "the owner asks for consent. Give it on the page of the model, and "
-        "log in with `hf auth login`.",
-        errors.RepositoryNotFoundError: "the hub has no such model, or it is private. Check the "
-        "spelling, or log in with `hf auth login`.",
-        errors.RevisionNotFoundError: "the model has no such revision. Name a branch, a tag or a "
-        "commit.",
-        errors.LocalEntryNotFoundError: "the hub cannot be reached, and the cache does not have "
-        "the whole model. Check the connection.",
-    }
-    for kind, reason in reasons.items():
-        if isinstance(error, kind):
-            return reason
-    return f"the model cannot be downloaded ({error!r}). Check the address and the connection."
 
 
 class _SafeRedirects(HTTPRedirectHandler):
@@ -248,7 +232,13 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
             try:
                 _download(url, download, _SafeRedirects(schemes))
             except _WEB_ERRORS as error:  # the remaining errors are those of the disk
-                raise ReadError(f"{url}: {_explain_web_error(error)}") from error
+                if isinstance(error, HTTPError):
+                    error.close()  # it keeps a connection open
+                reason = " ".join(str(error).split())
+                raise ReadError(
+                    f"{url}: the file cannot be downloaded ({reason}). Check the address and the "
+                    "connection, and run the command again."
+                ) from error
             digest = digest_of(download)
             if sha256 not in (None, digest):
                 raise BundleError(
@@ -261,22 +251,6 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
     if sha256 is None:
         log.info("%s#sha256=%s pins this model, so that it stays in the cache.", url, digest)
     return path
-
-
-def _explain_web_error(error: Exception) -> str:
-    """Return the end of a message about an error of `_WEB_ERRORS`: the reason and the remedy.
-
-    An `HTTPError` keeps a connection open, which is closed.
-    """
-    if isinstance(error, HTTPError):
-        error.close()
-        answer = " ".join(str(error.reason).split())
-        return f"the server answers with status {error.code} ({answer}). Check the address."
-    if isinstance(error, OSError):
-        cause = error.reason if isinstance(error, URLError) else error
-        reason = getattr(cause, "strerror", None) or cause
-        return f"the server cannot be reached ({reason}). Check the address and the connection."
-    return f"the file cannot be downloaded ({error}). Check the address, and run the command again."
 
 
 def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:

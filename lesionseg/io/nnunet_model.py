@@ -10,7 +10,7 @@ contains one or more such folders. A path such as
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, count, join_names
@@ -124,50 +124,36 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
 def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     """Find an nnU-Net model in a zip, for `find_nnunet_model`.
 
-    A model is a folder that contains `plans.json` and `dataset.json`. Folders of nnU-Net's
-    ensembles contain these two files as well, but no weights, and are ignored. Return None if the
-    zip has no model, or if `path` contains bundles of lesionseg, but no nnU-Net model.
+    A model is a folder with a checkpoint in a folder such as `fold_0`. Return None if there is none
+    at `path`, which may contain bundles of lesionseg.
 
     Args:
         archive: The zip.
-        path: The zip, or a model or fold in the zip. The upper folders of the model's path in the
-            zip may be missing.
+        path: The zip, or a model, a fold or a folder above a model in the zip.
 
     Raises:
-        BundleError: If `path` names no model or several models (bundles of lesionseg count, too),
-            or the fold to use has no checkpoint.
+        BundleError: If `path` contains several models (bundles of lesionseg count, too), or the
+            fold to use has no checkpoint.
     """
-    # list the model folders in the zip
-    names = list_archive(archive)
-    models = [
-        archive / PurePosixPath(name).parent
-        for name in names
-        if PurePosixPath(name).name == PLANS
-        and "ensembles" not in PurePosixPath(name).parts
-        and str(PurePosixPath(name).with_name(DATASET_JSON)) in names
-    ]
-    if not models:
-        return None
-    # choose the model that the path names
+    files = [archive / name for name in list_archive(archive)]
     fold = path.name if _FOLD.fullmatch(path.name) else None
-    wanted = (path if fold is None else path.parent).relative_to(archive)
-    # the path is the zip itself, or the end of a model's path, because upper folders may be missing
-    chosen = [
-        m for m in models if wanted == Path() or m.as_posix().endswith(f"/{wanted.as_posix()}")
+    wanted = path if fold is None else path.parent
+    checkpoints = [
+        file for file in files if file.name == CHECKPOINT and _FOLD.fullmatch(file.parent.name)
     ]
-    paths = [archive / name for name in names]
-    bundles = [file.parent for file in paths if file.name == WEIGHTS and file.is_relative_to(path)]
-    if bundles and not chosen:
+    roots = {file.parents[1] for file in checkpoints if file.parents[1].is_relative_to(wanted)}
+    if not roots:
         return None
-    # next to a bundle, the path of the zip means only an nnU-Net model at the top of the zip
-    if len(chosen) != 1 or (bundles and path == archive and chosen[0] != archive):
+    bundles = {
+        file.parent for file in files if file.name == WEIGHTS and file.is_relative_to(wanted)
+    }
+    models = sorted(roots | bundles)
+    if len(models) > 1:
         raise BundleError(
-            f"{archive}: the archive has {count(len(models) + len(bundles), 'model')}. Name one of "
-            f"them: {join_names([*(chosen or models), *bundles], _MAX_SHOWN)}."
+            f"{archive}: the archive has {count(len(models), 'model')}. Name one of them: "
+            f"{join_names(models, _MAX_SHOWN)}."
         )
-    # choose the folds of the model
-    (root,) = chosen
-    checkpoints = [file for file in paths if file.name == CHECKPOINT]
+    root = models[0]
     folds = [file.parent.name for file in checkpoints if file.parents[1] == root]
     return NnunetModelFiles(root, archive, _choose_folds(root, folds, fold))
 

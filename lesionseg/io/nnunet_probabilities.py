@@ -1,15 +1,14 @@
 """nnU-Net's `<case>.npz` with .pkl and plans.json: array names, written, read slab by slab.
 
-The archive contains one array `[K, z, y, x]`, `probabilities` of nnU-Net v2 or `softmax` of v1. The
-background is first, unless labels are regions. Header and voxels are read as plain bytes. Nothing
-is unpickled, and `<case>.pkl` is not opened. It is written, because `nnUNetv2_ensemble` and
+The archive contains one array `[K, z, y, x]`, `probabilities`. The background is first, unless
+labels are regions. Header and voxels are read as plain bytes. Nothing is unpickled, and
+`<case>.pkl` is not opened. It is written, because `nnUNetv2_ensemble` and
 `nnUNetv2_evaluate_folder` read the geometry only in this form, next to `dataset.json` and
 `plans.json`.
 """
 
 import pickle
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -30,14 +29,13 @@ from lesionseg.io.text import read_json, write_json
 
 ENDINGS = (".npz", ".pkl")
 LEVELS_UP = 3  # folders from an output in fold_0/validation up to the model folder
-_NAMES = ("probabilities.npy", "softmax.npy")
+_MEMBER = "probabilities.npy"
 _MAX_CHANNELS = 256
 _SLAB_BYTES = 2**24
 _ADVICE = "Copy it again, or write it again with nnUNetv2_predict --save_probabilities."
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
 _ACROSS_MM = 999.0  # nnU-Net's spacing along the third axis of a picture
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,12 @@ class ProbabilityFile:
         path: The archive.
         shape: `[K, *spatial]`. nnU-Net adds an axis of length 1 to a picture: `[K, 1, y, x]`.
         dtype: The type of the numbers.
-        member: The name of the array in the archive.
         fortran_order: True if the first index changes fastest in the file.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    member: str
     fortran_order: bool
 
     @classmethod
@@ -89,17 +85,15 @@ class ProbabilityFile:
             if not path.is_file() or not zipfile.is_zipfile(path):
                 raise ReadError(f"{path}: this is not an .npz archive. {_ADVICE}")
             with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-                member = next((name for name in _NAMES if name in names), None)
-                if member is None:
-                    listed = ", ".join(names[:5]) or "nothing"
+                if _MEMBER not in archive.namelist():
+                    listed = ", ".join(archive.namelist()[:5]) or "nothing"
                     raise ReadError(
                         f"{path}: the archive contains {listed}, but no array 'probabilities'. "
                         f"{_ADVICE}"
                     )
-                info = archive.getinfo(member)
+                info = archive.getinfo(_MEMBER)
                 with archive.open(info) as stream:
-                    shape, fortran_order, dtype = _read_header(path, stream)
+                    shape, fortran_order, dtype = _read_header(stream)
                     n_header = stream.tell()
         # check type, shape and size; `dtype.str[1:]` is the type without its byte order
         problem = ""
@@ -116,7 +110,7 @@ class ProbabilityFile:
                 problem = "has another size than its header states"
         if problem:
             raise ReadError(f"{path}: the array {problem}, so it was not read. {_ADVICE}")
-        return cls(path=path, shape=shape, dtype=dtype, member=member, fortran_order=fortran_order)
+        return cls(path=path, shape=shape, dtype=dtype, fortran_order=fortran_order)
 
     def reader_name(self) -> str:
         """Return the name of nnU-Net's image reader, such as `SimpleITKIO`, or "" if it is unknown.
@@ -147,9 +141,9 @@ class ProbabilityFile:
         with (
             convert_read_errors(self.path),
             zipfile.ZipFile(self.path) as archive,
-            archive.open(self.member) as stream,
+            archive.open(_MEMBER) as stream,
         ):
-            _read_header(self.path, stream)
+            _read_header(stream)
             if self.fortran_order:  # the rows of a channel are not consecutive
                 array = self._read(stream, prod(self.shape) * self.dtype.itemsize)
                 for channel, rows in enumerate(array.reshape(self.shape, order="F")):
@@ -165,39 +159,24 @@ class ProbabilityFile:
                     yield ProbabilitySlab(channel, first_row=first, values=shaped)
 
     def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
-        """Read the next `n_bytes` of the array, and return the numbers as a vector of float32.
-
-        Raise `ReadError` if the archive is damaged or truncated.
-        """
-        try:
-            content = stream.read(n_bytes)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ReadError(f"{self.path}: the archive is damaged ({error}). {_ADVICE}") from error
-        if len(content) < n_bytes:
-            raise ReadError(f"{self.path}: the file is truncated. {_ADVICE}")
-        return np.frombuffer(content, self.dtype).astype(np.float32)
+        """Read the next `n_bytes` of the array, and return the numbers as a vector of float32."""
+        return np.frombuffer(stream.read(n_bytes), self.dtype).astype(np.float32)
 
 
-def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
-    """Read the header of an array in NumPy's format `.npy`.
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+    """Read the header of an array of numbers in NumPy's format `.npy`.
 
-    NumPy parses this header without running code.
+    NumPy parses this header without running code. It writes version 1.0 of the format, except for
+    structured arrays.
 
     Args:
-        path: The file, for messages.
         stream: The `.npy` file at its beginning. Its position afterwards is the first number.
 
     Returns:
         The shape, True if the array is in Fortran order, and the type of the numbers.
-
-    Raises:
-        ReadError: If the version of the format is unknown.
     """
-    version = npy.read_magic(stream)
-    if version not in _HEADERS:
-        raise ReadError(f"{path}: the array's format {version} is unknown. {_ADVICE}")
-    shape, fortran_order, dtype = _HEADERS[version](stream)
-    return shape, fortran_order, dtype
+    npy.read_magic(stream)
+    return npy.read_array_header_1_0(stream)
 
 
 def write_description(

@@ -6,17 +6,14 @@ They are written atomically.
 import csv
 import io
 import json
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.files import atomic_path
-
-log = logging.getLogger(__name__)
 
 _MAX_TEXT_BYTES = 2**30
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
@@ -102,14 +99,8 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
             f"{path}: the JSON has an error in line {error.lineno}, column {error.colno}. Correct "
             f"that place.{hint}"
         ) from error
-    except RecursionError as error:
-        raise ReadError(
-            f"{path}: the JSON is nested too deeply. Check if a bracket is missing."
-        ) from error
-    except ValueError as error:  # Python limits the number of digits that it converts
-        raise ReadError(
-            f"{path}: the JSON contains a number with too many digits. Shorten it."
-        ) from error
+    except (RecursionError, ValueError) as error:  # brackets too deep, or a number too long
+        raise ReadError(f"{path}: the JSON cannot be read: {error}. Correct the file.") from error
 
 
 def read_text(path: Path, max_bytes: int = _MAX_TEXT_BYTES) -> str:
@@ -210,69 +201,31 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             columns of the same name, lacks a closing double quote, or has a row with values after
             the last column.
     """
-    return [row for _, row in read_csv_lines(path)]
+    return [row for _, row in read_csv_lines(path)[1]]
 
 
-def read_csv_columns(path: Path) -> tuple[str, ...]:
-    """Return the column names of a table without reading its rows. An empty file has no names.
-
-    Raise `ReadError` if the file is missing or not text, or if the first line is not valid CSV.
-    """
-    try:
-        return tuple(_read_names(_read_cells(read_text(path))))
-    except csv.Error as error:
-        raise _unreadable_value(path, line=1, error=error) from error
-
-
-def _unreadable_value(path: Path, line: int, error: csv.Error) -> ReadError:
-    """Return the `ReadError` for line `line` of a table in which `csv` raised `error`."""
-    return ReadError(
-        f"{path}: a value in line {line} cannot be read ({error}). Check if a closing double quote "
-        "is missing."
-    )
-
-
-def _read_cells(text: str) -> Any:
-    """Return a `csv.reader` of the rows of a table, whose separator `_find_separator` finds.
-
-    Spaces after a separator are skipped.
-    """
-    lines = io.StringIO(text, newline="")
-    return csv.reader(lines, delimiter=_find_separator(text), skipinitialspace=True)
-
-
-def _read_names(rows: Iterator[list[str]]) -> list[str]:
-    """Consume the header row of a table, and return the column names without surrounding spaces.
-
-    A line `sep=;`, with which Excel files may state the separator before the header, is consumed as
-    well. For an empty table, the list is empty.
-    """
-    names = [name.strip() for name in next(rows, [])]
-    if names[:1] == ["sep="]:  # `sep=;` is split at its separator, into "sep=" and ""
-        names = [name.strip() for name in next(rows, [])]
-    return names
-
-
-def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+def read_csv_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read a table like `read_csv`, with line numbers for messages about rows.
 
-    A cell that contains only `"` (a ditto mark, which means "as above") opens a quotation for CSV.
-    The rows up to the next such cell then become one value. A value that looks like this, with a
-    line break at its beginning and a separator, gives a warning.
+    The separator is the one that occurs most often in the first line, because the name of a column
+    or a label may contain another one: `case;image;age, years`.
 
     Returns:
-        For each row, the number of the line at which it ends, and its values by column name.
+        The column names, and for each row the number of the line at which it ends, and its values
+        by column name.
 
     Raises:
         ReadError: If the table cannot be read, see `read_csv`.
     """
-    text = read_text(path)
-    reader = _read_cells(text)
+    stream = io.StringIO(read_text(path), newline="")
+    first_line = stream.readline()
+    stream.seek(0)
+    separator = max(",;\t", key=first_line.count)  # a comma if all are equally frequent
+    # strict: a missing double quote is an error
+    reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[tuple[int, dict[str, str]]] = []
-    cells: list[str] = []
-    has_ditto_marks = False
     try:
-        names = _read_names(reader)
+        names = [name.strip() for name in next(reader, [])]
         if not any(names):
             raise ReadError(
                 f"{path}: the table has no column names. Write them into the first line."
@@ -287,51 +240,22 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                     f"{path}: line {reader.line_num} has more values than there are columns. Put "
                     "values with commas in double quotes."
                 )
-            # two ditto marks enclose the row between them
-            has_ditto_marks |= any(
-                c[:1] in ("\n", "\r") and reader.dialect.delimiter in c for c in cells
-            )
+            # the mark `"` for "as above" opens a quotation, which the next such mark closes
+            if any(cell.startswith(("\n", "\r")) and separator in cell for cell in cells):
+                raise ReadError(
+                    f"{path}: a value in double quotes begins with a line break and contains the "
+                    f"row before line {reader.line_num}. If the quotes are ditto marks, write the "
+                    "value instead."
+                )
             if any(values):
                 values += [""] * (len(names) - len(values))
                 rows.append((reader.line_num, dict(zip(names, values, strict=False))))
     except csv.Error as error:
-        raise _unreadable_value(path, reader.line_num, error) from error
-    if cells and "\n" in cells[-1] and not text.rstrip().endswith('"'):
         raise ReadError(
-            f"{path}: a closing double quote is missing, so the last value begins with "
-            f"{cells[-1][:40]!r}. Add it, or remove the opening one."
-        )
-    if has_ditto_marks:
-        log.warning(
-            "%s: a value in double quotes begins with a line break and contains a row. If the "
-            "quotes are ditto marks, write the value instead.",
-            path,
-        )
-    return rows
-
-
-def _find_separator(text: str) -> str:
-    """Find the separator of a table: a comma, a semicolon or a tab.
-
-    The first 20 lines decide. A separator that divides all lines into the same number of columns is
-    preferred, because a column name may contain another separator: `case;image;age, years`. If
-    several separators do so, or none does, the separator that divides the first line into the
-    largest number of columns is returned. For a table of a single column, return `,`.
-    """
-    lines = [line for line in text.splitlines()[:20] if line.strip()]
-    best = ","
-    best_score = (False, 1)  # if all lines have equal widths; the number of columns
-    for separator in ",;\t":
-        widths: list[int] = []
-        with suppress(csv.Error):  # reading the whole table reports the error
-            widths += map(len, csv.reader(lines, delimiter=separator, skipinitialspace=True))
-        if not widths or widths[0] < 2:
-            continue
-        score = (len(set(widths)) == 1, widths[0])
-        if score > best_score:
-            best = separator
-            best_score = score
-    return best
+            f"{path}: a value in line {reader.line_num} cannot be read ({error}). Check if a "
+            "closing double quote is missing."
+        ) from error
+    return names, rows
 
 
 def escape_formula(cell: Any) -> Any:

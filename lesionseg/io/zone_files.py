@@ -1,4 +1,4 @@
-"""Zones: anatomy masks per case (TotalSegmentator, FreeSurfer), table of names, its columns.
+"""Zones: anatomy masks per case (TotalSegmentator, FreeSurfer), table of names.
 
 A folder contains one mask per case, named after the case, on any grid, and at most one table with
 the names of the mask values.
@@ -15,15 +15,12 @@ from lesionseg.core import Zones
 from lesionseg.errors import ConfigError, ContentError, DatasetError, join_names
 from lesionseg.io.masks import read_mask
 from lesionseg.io.results.index import find_masks
-from lesionseg.io.text import read_csv, read_csv_columns
+from lesionseg.io.text import read_csv_lines
 
 _log = logging.getLogger(__name__)
 
 _READ_TABLES = (".csv", ".tsv")
 _TABLES = (*_READ_TABLES, ".json", ".txt", ".lut", ".ctbl", ".label")  # the others are refused
-# columns of tables with a header, the first that exists is taken
-_VALUE_COLUMNS = ("id", "value", "segid", "label_id", "labelid", "index", "label")
-_NAME_COLUMNS = ("name", "structname", "label_name", "labelname", "zone", "label")
 
 
 @dataclass(frozen=True)
@@ -103,58 +100,30 @@ class ZoneFolder:
 def read_zone_names(path: Path) -> dict[int, str]:
     """Read a table that names the zones, as a dictionary from label value to name.
 
-    - The columns are found by their names in the first line, such as `id` and `name`. A table
-      without these names must have two columns, label values and names, and its first line counts
-      as a row.
-    - Rows without an integer or without a name, and the value 0 (background), are skipped.
-    - If a value has two names, the last one is used.
+    The table has the columns `value` and `name`. Rows without a name, and the value 0 (background),
+    are skipped. If a value has two names, the last one is used.
 
     Raises:
         ReadError: If the table cannot be read, see `read_csv`.
-        ContentError: If the file is not CSV or TSV, the columns are not found, no row has a name, a
-            value has more than 4300 digits, or two values have the same name.
+        ContentError: If the file is not CSV or TSV, a column is missing, a value is not an integer
+            of at most 4300 digits, no row has a name, or two values have the same name.
     """
     advice = "Write a CSV file with the columns value and name, and lines such as 17,liver."
-    if path.suffix.lower() not in _READ_TABLES:
-        raise ContentError(f"{path}: names of zones are not read from this kind of file. {advice}")
-    columns = read_csv_columns(path)
-    rows = read_csv(path)
-    value_column = _find_column(columns, _VALUE_COLUMNS)
-    name_column = _find_column(columns, _NAME_COLUMNS)
-    if value_column is None or name_column is None or value_column == name_column:
-        if len(columns) != 2:
-            raise ContentError(f"{path}: the columns of values and names are not found. {advice}")
-        value_column, name_column = columns
-        # the first line, which was read as column names
-        rows.insert(0, {value_column: value_column, name_column: name_column})
-    try:
-        pairs = [
-            (int(row[value_column]), row[name_column])
-            for row in rows
-            if row[value_column].isdecimal()
-        ]
-    # Python limits the digits of an integer to 4300. After 62 letters, its message names a function
-    except ValueError as error:
-        raise ContentError(
-            f"{path}: the table cannot be read: {error!s:.61}. Correct it."
-        ) from error
-    names = {number: text for number, text in pairs if number and text}
-    if not names:
-        raise ContentError(f"{path}: no line of the table has an integer and a name. {advice}")
+    lines = read_csv_lines(path)[1] if path.suffix.lower() in _READ_TABLES else []
     value_of_name: dict[str, int] = {}
-    for number, text in names.items():
-        other = value_of_name.setdefault(text, number)
-        if other != number:
+    for line, row in lines:
+        try:
+            value = int(row["value"])
+            name = row["name"]
+        except (KeyError, ValueError) as error:
+            raise ContentError(f"{path}: line {line} does not name a zone. {advice}") from error
+        other = value_of_name.setdefault(name, value) if name else value
+        if other != value:
             raise ContentError(
-                f"{path}: the values {other} and {number} have the same name {text!r}, but lesions "
+                f"{path}: the values {other} and {value} have the same name {name!r}, but lesions "
                 "are counted by name. Give each value its own name."
             )
+    names = {value: name for name, value in value_of_name.items() if value}
+    if not names:
+        raise ContentError(f"{path}: the file names no zones. {advice}")
     return names
-
-
-def _find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the column of a table whose name occurs first in `names`, or None.
-
-    Upper and lower case are equal.
-    """
-    return next((column for name in names for column in columns if column.lower() == name), None)

@@ -66,8 +66,6 @@ SEVERITY: Mapping[str, str] = {
 }
 PIXELS = "pixels"
 _SAMPLED = 100_000  # voxels, about, that are used for the percentiles of a channel
-# columns that describe how a radiograph was acquired
-_ACQUISITION_COLUMNS = ("laterality", "view", "presentation_intent", "pixel_size_source")
 
 
 @dataclass(frozen=True)
@@ -77,14 +75,12 @@ class CasePreview:
     Attributes:
         name: Pseudonym or id of the case.
         role: Role of the case.
-        shape: Shape of the image. Empty, like the following fields except `acquisition`, if the
-            case cannot be read.
+        shape: Shape of the image. Empty, like the following fields, if the case cannot be read.
         spacing_mm: Spacing along S, A and R; in 2-D down and across. In pixels without a pixel
             size.
         diameters: Equivalent diameters of its lesions.
         ranges: The 0.5, 50 and 99.5 percentiles of each channel. NaN for a missing channel.
         picture: The picture as a data URI.
-        acquisition: How a radiograph was acquired.
     """
 
     name: str
@@ -94,7 +90,6 @@ class CasePreview:
     diameters: tuple[float, ...] = ()
     ranges: tuple[tuple[float, float, float], ...] = ()
     picture: str = ""
-    acquisition: str = ""
 
 
 def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
@@ -104,11 +99,10 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
         name: The name that the page shows, a pseudonym or the id.
         files: The files of the case.
         case: The case that was read, or None if it cannot be read. The preview then has only the
-            name, the role and the acquisition, and its other fields are empty.
+            name and the role, and its other fields are empty.
     """
-    acquisition = _describe_acquisition(files)
     if case is None:
-        return CasePreview(name, files.role or "", acquisition=acquisition)
+        return CasePreview(name, files.role or "")
     image = case.image
     grid = image.geometry
     mask = None
@@ -132,23 +126,7 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
         diameters=tuple(diameters),
         ranges=tuple(ranges),
         picture=draw_overview(shown, grid, mask),
-        acquisition=acquisition,
     )
-
-
-def _describe_acquisition(files: CaseFiles) -> str:
-    """Describe how a radiograph was acquired, such as "L, CC, for presentation".
-
-    The words are the cells of the columns `_ACQUISITION_COLUMNS` in the dataset's table. Return ""
-    if the table has none of them.
-    """
-    words = []
-    for key in _ACQUISITION_COLUMNS:
-        word = files.columns.get(key)
-        if word:
-            is_abbreviation = len(word) <= 3  # such as PA and L, which stay in capitals
-            words.append(word if is_abbreviation else word.lower())
-    return ", ".join(words)
 
 
 def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:

@@ -16,7 +16,6 @@ from lesionseg.io.cases import read_case, read_reference
 from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
 from lesionseg.io.dicom.headers import read_acquisition, read_header, read_series_uid
-from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
@@ -505,37 +504,33 @@ def test_padding_of_the_whole_image_is_not_used(xray):
     assert read_volume(path).valid is None
 
 
-MAGNIFIED = "at the detector, divided by the magnification"
+AT_DETECTOR = "mm at the detector"
 IMAGER = {"ImagerPixelSpacing": [0.2, 0.2]}
 FACTOR = "EstimatedRadiographicMagnificationFactor"
 DISTANCES = {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
 SIZES = [
-    ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
-    ({"PixelSpacing": [0.16, 0.16], **IMAGER}, 0.16, "calibrated"),  # it differs from IMAGER
-    ({"PixelSpacing": [0.20001, 0.2], **IMAGER}, 0.2, "at the detector"),
-    ({"PixelSpacing": [0.16, 0.16], **IMAGER, FACTOR: 1.1}, 0.16, "calibrated"),
-    ({"PixelSpacing": [0.2, 0.2], **IMAGER, FACTOR: 1.25}, 0.16, MAGNIFIED),
-    ({"PixelSpacing": [0.1, 0.1], "NominalScannedPixelSpacing": [0.2, 0.2]}, 0.1, "calibrated"),
-    ({"NominalScannedPixelSpacing": [0.2, 0.2]}, 0.2, "at the detector"),
-    ({**IMAGER, FACTOR: 0}, 0.2, "at the detector"),
-    ({**IMAGER, **DISTANCES, "DistanceSourceToPatient": 0}, 0.2, "at the detector"),
-    ({**IMAGER, "PixelSpacing": ""}, 0.2, "at the detector"),
-    ({**IMAGER, **DISTANCES}, 0.2 / 1.2, MAGNIFIED),
-    ({"PixelSpacing": [0.1, 0.1]}, 0.1, "at the detector"),
-    ({"PixelSpacing": [-1, 1]}, 1.0, "unknown"),
-    ({}, 1.0, "unknown"),
+    ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "mm"),
+    ({"PixelSpacing": [0.16, 0.16], **IMAGER}, 0.16, "mm"),  # it differs from IMAGER
+    ({"PixelSpacing": [0.20001, 0.2], **IMAGER}, 0.2, AT_DETECTOR),
+    ({"PixelSpacing": [0.16, 0.16], **IMAGER, FACTOR: 1.1}, 0.16, "mm"),
+    ({"PixelSpacing": [0.2, 0.2], **IMAGER, FACTOR: 1.25}, 0.16, "mm"),
+    ({"PixelSpacing": [0.1, 0.1], "NominalScannedPixelSpacing": [0.2, 0.2]}, 0.1, "mm"),
+    ({"NominalScannedPixelSpacing": [0.2, 0.2]}, 0.2, AT_DETECTOR),
+    ({**IMAGER, FACTOR: 0}, 0.2, AT_DETECTOR),
+    ({**IMAGER, **DISTANCES, "DistanceSourceToPatient": 0}, 0.2, AT_DETECTOR),
+    ({**IMAGER, "PixelSpacing": ""}, 0.2, AT_DETECTOR),
+    ({**IMAGER, **DISTANCES}, 0.2 / 1.2, "mm"),
+    ({"PixelSpacing": [0.1, 0.1]}, 0.1, AT_DETECTOR),
+    ({"PixelSpacing": [-1, 1]}, 1.0, "px"),
+    ({}, 1.0, "px"),
 ]
 
 
-@pytest.mark.parametrize(("elements", "mm", "source"), SIZES)
-def test_pixel_size_and_its_source_follow_from_the_elements(xray, elements, mm, source):
-    path = xray(ImageLaterality="L", ViewPosition="MLO", **elements)
+@pytest.mark.parametrize(("elements", "mm", "unit"), SIZES)
+def test_pixel_size_and_its_unit_follow_from_the_elements(xray, elements, mm, unit):
+    path = xray(**elements)
     assert read_volume(path).geometry.spacing_mm == pytest.approx((mm, mm))
-    assert pixel_size(read_header(path))[1] == source
-    unit = {"at the detector": "mm at the detector", "unknown": "px"}.get(source, "mm")
     assert read_geometry(path).size_unit == unit
-    columns = {"laterality": "L", "view": "MLO", "presentation_intent": ""}
-    assert radiograph_columns(path) == {**columns, "pixel_size_source": source}
 
 
 @pytest.mark.parametrize(

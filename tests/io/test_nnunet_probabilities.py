@@ -41,11 +41,10 @@ def make_values(*shape):
     return np.random.default_rng(0).random(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["probabilities", "softmax"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_probabilities_survive_a_round_trip(archive, name, dtype):
+def test_probabilities_survive_a_round_trip(archive, dtype):
     values = make_values(3, 5, 7, 6).astype(dtype)
-    np.savez_compressed(archive, **{name: values})
+    np.savez_compressed(archive, probabilities=values)
     np.testing.assert_array_equal(read_all(archive), values.astype(np.float32))
 
 

@@ -12,10 +12,8 @@ from lesionseg.io.zone_files import ZoneFolder, read_zone_names
 
 EXPECTED = {10: "Left-Thalamus", 17: "Left-Hippocampus"}
 TABLES = {
-    "pandas.csv": ",id,name\n0,10,Left-Thalamus\n1,17,Left-Hippocampus\n",
-    "a.csv": "value,name\n0,background\n10,Left-Thalamus\n17,Left-Hippocampus\n18,\n",
-    "b.tsv": "index\tname\tabbreviation\n10\tLeft-Thalamus\tLT\n17\tLeft-Hippocampus\tLH\n",
-    "names.csv": "10,Left-Thalamus\n17,Left-Hippocampus\n",
+    "a.csv": "value,name\n0,background\n10,Left-Thalamus\n17,Left-Hippocampus\n18,\n19,\n",
+    "b.tsv": "value\tname\n10\tLeft-Thalamus\n17\tLeft-Hippocampus\n",
 }
 OTHERS = {
     "lut.txt": "#No. Label Name: R G B A\n10  Left-Thalamus  0 118 14 0\n",
@@ -23,7 +21,10 @@ OTHERS = {
     "dataset.json": '{"labels": {"background": 0, "Left-Thalamus": 10}}',
     "itk.label": '10 255 0 0 1 1 1 "Left-Thalamus"\n',
     "lut.csv": "10,0,118,14,Left-Thalamus\n",
+    "names.csv": "10,Left-Thalamus\n17,Left-Hippocampus\n",
     "empty.csv": "value,name\nLeft-Thalamus,\n",
+    "nothing.csv": "value,name\n",
+    "digits.csv": f"value,name\n{'9' * 5000},area\n",
 }
 
 
@@ -41,30 +42,29 @@ def test_every_table_gives_the_same_names(name, tmp_path):
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_table_is_refused_with_the_form_that_is_read(name, tmp_path):
     (tmp_path / name).write_text(OTHERS[name])
-    with pytest.raises(ContentError, match=rf"{name}: .*CSV file with the columns value and name"):
+    match = rf"{name}: .*CSV file with the columns value and name"
+    with pytest.raises(ContentError, match=match) as raised:
         read_zone_names(tmp_path / name)
+    assert len(str(raised.value)) < 500
 
 
 def test_name_with_a_comma_is_whole(table):
-    table.write_text('17,"Hippocampus, left"\n')
+    table.write_text('value,name\n17,"Hippocampus, left"\n')
     assert read_zone_names(table) == {17: "Hippocampus, left"}
 
 
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("10,Thalamus\n17,Hippocampus, left\n", "line 2 .*double quotes"),
+        ("value,name\n17,Hippocampus, left\n", "line 2 .*double quotes"),
         ("value,name\n17,area\n18,area\n", "the values 17 and 18 .* 'area'"),
-        (f"{'9' * 5000},area\n17,left\n", ".* digits"),
-        (f"value,name\n{'9' * 5000},area\n", ".* digits"),
     ],
-    ids=["comma", "two values", "digits", "digits with a header"],
+    ids=["comma", "two values"],
 )
 def test_wrong_table_of_names_is_an_error(text, match, table):
     table.write_text(text)
-    with pytest.raises((ContentError, ReadError), match=rf"a\.csv: {match}") as raised:
+    with pytest.raises((ContentError, ReadError), match=rf"a\.csv: {match}"):
         read_zone_names(table)
-    assert len(str(raised.value)) < 500
 
 
 @pytest.fixture

@@ -319,7 +319,7 @@ def zones(tmp_path, scans):
     values[:, 9:] = 2
     folder = tmp_path / "zones"
     write_array(folder / "a.nii.gz", values, read_volume(scans / "a.nii.gz").geometry)
-    (folder / "names.csv").write_text("1,front\n2,back\n")
+    (folder / "names.csv").write_text("value,name\n1,front\n2,back\n")
     return folder
 
 
@@ -332,7 +332,7 @@ def test_regions_are_painted_and_zones_named(out, plan, scans, zones, tmp_path):
     amounts = predict_bright(*paths, **own).rows[0].amounts
     assert amounts["zone_count_front"] == amounts["zone_count_back"] == 1
     assert (out / "a_regions.nii.gz").is_file()
-    (zones / "names.csv").write_text("1,front\n2,rear\n")
+    (zones / "names.csv").write_text("value,name\n1,front\n2,rear\n")
     assert predict_bright(*paths, **own).rows[0].amounts["zone_count_rear"] == 1
 
 

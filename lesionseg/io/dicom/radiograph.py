@@ -32,8 +32,8 @@ from lesionseg.io.dicom.headers import (
 from lesionseg.io.limits import check_grid, convert_read_errors
 from lesionseg.ops.components import fill_polygons
 
-UNKNOWN = "unknown"  # the file states no pixel size
-DETECTOR = "at the detector"  # in this plane the X-ray shows the body larger than it is
+# the unit in the plane of the detector, where the X-ray shows the body larger than it is
+_AT_DETECTOR = "mm at the detector"
 _MIN_VISIBLE = 0.01  # fraction of the pixels: a padding range that leaves fewer is wrong
 _SAME_SPACING = 1e-3  # relative difference between two pixel sizes that rounding can explain
 _SHUTTERS = {  # the elements of a display shutter by its shape
@@ -310,34 +310,31 @@ def _visible_masks(
             warnings.add(f"the shutter {shape!s:.20} is unknown or incomplete and is ignored")
 
 
-def pixel_size(
-    header: "Header", warnings: ReaderWarnings | None = None
-) -> tuple[tuple[float, float], str]:
-    """Return height and width of a pixel in millimetres, and the origin of these numbers.
+def _pixel_size(
+    header: "Header", warnings: ReaderWarnings
+) -> tuple[tuple[float, float] | None, str]:
+    """Return height and width of a pixel in millimetres, and the unit of sizes in the image.
 
     X-rays show the patient larger at the detector. A file may state up to three spacings, and the
     first rule that applies is used (PS3.3 10.7.1.3):
 
     1. `PixelSpacing` is calibrated to the patient if the file states a calibration, or if it
-       differs from the spacing of the detector or of the device that scanned the image. The origin
-       is `calibrated`.
-    2. `ImagerPixelSpacing` of the detector is divided by the magnification if that is known, and
-       the origin says so. Otherwise the origin is `at the detector`.
-    3. `NominalScannedPixelSpacing` of the scanning device, or else `PixelSpacing`, also has the
-       origin `at the detector`.
-    4. Without any spacing, the pixels have 1 mm, and the origin is `unknown`.
+       differs from the spacing of the detector or of the device that scanned the image.
+    2. `ImagerPixelSpacing` of the detector is divided by the magnification if that is known.
+    3. `ImagerPixelSpacing` without a magnification, `NominalScannedPixelSpacing` of the scanning
+       device, or else `PixelSpacing`, has the unit `mm at the detector`.
+    4. Without any spacing, the first value is None.
 
     Args:
         header: The elements of the file.
         warnings: Receives a warning for each impossible or unusual number.
     """
-    warnings = warnings or ReaderWarnings()
     pixel_mm = _read_pair(header, "PixelSpacing", warnings)
     detector_mm = _read_pair(header, "ImagerPixelSpacing", warnings)
     # the spacing without calibration to the patient: of the detector or the scanning device
     device_mm = detector_mm or _read_pair(header, "NominalScannedPixelSpacing", warnings)
     if pixel_mm and text(header, "PixelSpacingCalibrationType"):
-        return pixel_mm, "calibrated"
+        return pixel_mm, "mm"
     if pixel_mm and device_mm and not np.allclose(pixel_mm, device_mm, rtol=_SAME_SPACING, atol=0):
         # the geometric mean of the ratios along both axes
         ratio = math.sqrt(math.prod(pixel_mm) / math.prod(device_mm))
@@ -346,15 +343,11 @@ def pixel_size(
                 f"PixelSpacing is {ratio:.2g} times the spacing of the detector or film scanner, "
                 "so sizes may be wrong"
             )
-        return pixel_mm, "calibrated"
-    mm = device_mm or pixel_mm
-    if mm is None:
-        return (1.0, 1.0), UNKNOWN
+        return pixel_mm, "mm"
     magnification = _read_magnification(header)
     if detector_mm is None or magnification < 1:  # 0 if unknown; below 1 is impossible
-        return mm, DETECTOR
-    in_patient = (mm[0] / magnification, mm[1] / magnification)
-    return in_patient, f"{DETECTOR}, divided by the magnification"
+        return device_mm or pixel_mm, _AT_DETECTOR
+    return (detector_mm[0] / magnification, detector_mm[1] / magnification), "mm"
 
 
 def _read_magnification(header: "Header") -> float:
@@ -381,22 +374,6 @@ def _read_pair(header: "Header", name: str, warnings: ReaderWarnings) -> tuple[f
     if element_value(header, name) is not None:
         warnings.add(f"{name} does not consist of two positive numbers and is not used")
     return None
-
-
-def radiograph_columns(path: Path) -> dict[str, str]:
-    """Read elements of a radiograph for columns of the table of results.
-
-    The columns are the laterality, the view, the presentation intent, and the origin of the pixel
-    size as `pixel_size` returns it. Elements that the file does not contain are "". Raise
-    `ReadError` if the file is damaged.
-    """
-    header = read_header(path)
-    return {
-        "laterality": text(header, "ImageLaterality") or text(header, "Laterality"),
-        "view": text(header, "ViewPosition"),
-        "presentation_intent": text(header, "PresentationIntentType"),
-        "pixel_size_source": pixel_size(header)[1],
-    }
 
 
 def radiograph_geometry(
@@ -427,18 +404,17 @@ def radiograph_geometry(
         if text(header, "PresentationIntentType") == "FOR PROCESSING":
             warnings.add("the radiograph is FOR PROCESSING, so its grey values are raw")
         shape = int(header.Rows), int(header.Columns)
-        mm, source = pixel_size(header, warnings)
-        if source == UNKNOWN:
-            # the ratio of the sides of a pixel; without it, `mm` is 1 × 1 and the pixel is square
-            height, width = _read_pair(header, "PixelAspectRatio", warnings) or mm
+        mm, unit = _pixel_size(header, warnings)
+        if mm is None:
+            # the ratio of the sides of a pixel; without it, the pixel is square
+            height, width = _read_pair(header, "PixelAspectRatio", warnings) or (1.0, 1.0)
             if height != width:
                 raise ReadError(
                     f"{path}: PixelAspectRatio states pixels that are not square, and the file "
                     "states no pixel size. Save the image with square pixels, or with PixelSpacing."
                 )
             mm = (pixel_mm or 1.0, pixel_mm or 1.0)
-        # lengths measured at the detector are larger than in the patient
-        unit = f"mm {DETECTOR}" if source == DETECTOR else "mm"
+            unit = "mm"
         geometry = Geometry.from_spacing(shape, mm, unit)
         check_grid(path, geometry)
         return geometry

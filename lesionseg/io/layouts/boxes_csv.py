@@ -1,7 +1,7 @@
 """Layout boxes.csv: its columns, box corners, labels, rows without a lesion, images."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from lesionseg.io.layouts.manifest import (
     read_manifest,
 )
 from lesionseg.io.layouts.table import Row, Table, column_findings
-from lesionseg.io.text import read_csv_columns, read_csv_lines
+from lesionseg.io.text import read_csv_lines
 from lesionseg.io.volumes import is_dicom_image, is_raster, strip_suffix
 
 BOXES_FILE = "boxes.csv"
@@ -63,8 +63,7 @@ def read_boxes_csv(root: Path) -> Table:
         ReadError: If a table cannot be read.
     """
     path = root / BOXES_FILE
-    lines = read_csv_lines(path)
-    columns = read_csv_columns(path)
+    columns, lines = read_csv_lines(path)
     _require_columns(path, columns)
     image_table = read_manifest(root) if (root / MANIFEST).is_file() else _table_of_images(root)
     labels = _read_or_number_labels(root, [cells["label"] for _, cells in lines])
@@ -95,20 +94,19 @@ def read_boxes_csv(root: Path) -> Table:
     )
 
 
-def _require_columns(path: Path, present: Iterable[str]) -> None:
+def _require_columns(path: Path, present: Sequence[str]) -> None:
     """Raise `DatasetError` if a required column of `boxes.csv` is missing.
 
     Args:
         path: The table, for the message.
         present: The columns of the table.
     """
-    names = list(present)
-    missing = [name for name in _COLUMNS if name not in names]
+    missing = [name for name in _COLUMNS if name not in present]
     if missing:
         raise DatasetError(
             f"{path}: the columns {', '.join(map(repr, missing))} are missing. The table has "
-            f"{', '.join(names)[:300]}. Rename or add them; if your table contains lengths, write "
-            "x1 = x0 + width and y1 = y0 + height."
+            f"{', '.join(present)[:300]}. Rename or add them; if your table contains lengths, "
+            "write x1 = x0 + width and y1 = y0 + height."
         )
 
 

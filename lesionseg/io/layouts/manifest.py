@@ -201,10 +201,9 @@ def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str
     Raises:
         DatasetError: If the table has no row, or no column `case` or `image`.
     """
-    rows = read_csv_lines(path)
+    columns, rows = read_csv_lines(path)
     if not rows:
         raise DatasetError(f"{path}: the table has no case. Write one row per case.")
-    columns = rows[0][1]  # the cells of the first row; each row has all columns
     for name in ("case", "image"):
         if name not in columns:
             raise DatasetError(

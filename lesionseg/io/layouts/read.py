@@ -138,9 +138,8 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """List the cases of a data folder and find its wrong entries, without reading its images.
 
-    - Only the header of the first readable image is read, to find out the number of axes. There are
-      two exceptions: the header of each DICOM radiograph is read for the columns of
-      `radiograph_columns`, and BIDS also needs the grids of the first session.
+    - Only the header of the first readable image is read, to find out the number of axes. BIDS also
+      needs the grids of the first session.
     - It is not checked whether the files exist, see `find_missing_files`.
     - A folder without cases is an error among the findings.
     - The layout and the number of cases and patients are logged, with a warning if training and

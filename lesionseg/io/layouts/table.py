@@ -10,7 +10,6 @@ and `boxes.csv` are such a table on disk.
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -18,10 +17,9 @@ from typing import TypedDict
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.core.dataset import assign_groups, find_likely_visits
 from lesionseg.core.finding import LISTED, Finding, collect_errors
-from lesionseg.errors import DatasetError, LesionsegError, nearest, suggest
+from lesionseg.errors import DatasetError, nearest, suggest
 from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.channels import with_colours, with_missing_channels
-from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.annotated_lesions import (
     LESIONS_KEY,
     MAX_LABELS,
@@ -32,7 +30,7 @@ from lesionseg.io.layouts.annotated_lesions import (
 )
 from lesionseg.io.layouts.checks import findings_about
 from lesionseg.io.layouts.readers import merge_readers
-from lesionseg.io.volumes import count_axes, is_dicom_image
+from lesionseg.io.volumes import count_axes
 
 MAX_LESIONS = 10_000  # per case
 _CASE_FIELDS = ("reference", "group", "role", "fold")  # any row of a case may state them
@@ -134,13 +132,11 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
     1. The rows of each case are joined.
     2. Missing channels are marked, or the colours of pictures become channels.
     3. Patients are assigned, and cases without a fold and likely visits of a patient are reported.
-    4. The columns of DICOM radiographs are added.
-    5. Labels are merged if this is a rule, and checked.
-    6. The boxes of several readers are merged.
+    4. Labels are merged if this is a rule, and checked.
+    5. The boxes of several readers are merged.
 
     Entries that do not fit become findings of the dataset. The number of axes comes from the header
-    of the first image that can be read. No other image is opened, except DICOM radiographs (see
-    `_add_radiograph_columns`).
+    of the first image that can be read. No other image is opened.
 
     Args:
         table: The table that a layout returns.
@@ -178,11 +174,8 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
     group = rules.get("group")
     if group is None:
         findings += find_likely_visits(dataset.cases)
-    cases = [*dataset.cases]  # now with channels; they stay as they are if `group` is wrong
     with collect_errors(findings, case="", where=root):
-        cases = [*assign_groups(cases, group)]
-    # columns of radiographs
-    dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, cases)))
+        dataset = replace(dataset, cases=assign_groups(dataset.cases, group))
     # labels
     with collect_errors(findings, case="", where=root):
         if rules.get("merge_labels"):
@@ -448,19 +441,6 @@ def _check_lesion(
             f"the case {files.case!r} has a lesion of the label {name}, which its column "
             "annotated does not name. Add it there."
         )
-
-
-def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
-    """Return the case with columns from the header if its first image is a DICOM radiograph.
-
-    The columns are used for subgroups. A column of the case's row replaces the one of the header. A
-    file that cannot be read adds no columns.
-    """
-    with suppress(LesionsegError, OSError):  # reading the case reports the error
-        file = radiograph_file(case.images[0]) if is_dicom_image(case.images[0]) else None
-        if file is not None:
-            return replace(case, columns={**radiograph_columns(file), **case.columns})
-    return case
 
 
 def _find_cases_without_fold(dataset: Dataset) -> list[Finding]:

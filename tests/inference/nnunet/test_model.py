@@ -198,7 +198,6 @@ def test_model_is_read_from_a_zip_of_one_or_of_several_models(tmp_path):
     with pytest.raises(BundleError, match=r"2 models.*3d_fullres"):
         read_bundle(path)
     assert bundle_plan(path / "Dataset001_X" / model.name) == plan
-    assert bundle_plan(path / model.name) == plan
 
 
 def test_zip_of_a_model_and_a_bundle_of_ours_needs_the_name_of_one(tmp_path):
@@ -207,7 +206,7 @@ def test_zip_of_a_model_and_a_bundle_of_ours_needs_the_name_of_one(tmp_path):
     with pytest.raises(BundleError, match=r"2 models.*3d_fullres, .*zip/run/bundle\.$"):
         find_nnunet_model(path)
     assert find_nnunet_model(path / "run") is None
-    assert find_nnunet_model(path / model.name).folds == ("fold_0",)
+    assert find_nnunet_model(path / "Dataset001_X").folds == ("fold_0",)
 
 
 def test_zip_of_the_files_of_a_model_without_their_folder_is_read(tmp_path):

@@ -81,14 +81,6 @@ def test_case_may_be_named_by_its_id_or_its_path(write_folder, name):
     assert cases["p1_c"].reference.boxes.tolist() == [[2.25, 1.5, 4, 3]]
 
 
-def test_line_of_excel_that_states_the_separator_is_skipped(write_folder):
-    rows = [f"a,nodule,{BRIGHT}".replace(",", ";"), "b;nodule;x;1;2;3"]
-    header = "sep=;\n" + HEADER.replace(",", ";")
-    assert_rectangle(read_all(write_folder(rows[:1], header))[1]["a"])
-    with pytest.raises(LesionsegError, match="line 4: x0"):
-        read_dataset(write_folder(rows, header))
-
-
 ROWS = [f"a,nodule,{BRIGHT}", "b,mass,1,2,3,4", "b,nodule,5,6,7,8"]
 
 
