@@ -245,7 +245,7 @@ def read_csv_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str
                 raise ReadError(
                     f"{path}: a value in double quotes begins with a line break and contains the "
                     f"row before line {reader.line_num}. If the quotes are ditto marks, write the "
-                    "value instead."
+                    "value instead, otherwise remove the line break."
                 )
             if any(values):
                 values += [""] * (len(names) - len(values))
