@@ -164,58 +164,74 @@ MEASURES: Mapping[str, Values] = {
 
 def pages(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[Path, str]:
     """Return README and docs/results.md with the tables of these rows and differences."""
-    means = rows.groupby(["set", "tool"]).mean(numeric_only=True)
     differences = differences.set_index(["set", "measure"])
-    short = ["| | lesionseg | nnU-Net |", "|---|---:|---:|"]
+    short = [
+        "| found, at false positives (FP) per scan; Dice | lesionseg | nnU-Net |",
+        "|---|---:|---:|",
+    ]
     long = [
-        "| | lesionseg | nnU-Net | difference (95 % interval) |",
+        "| | lesionseg | nnU-Net | mean difference (95 % interval) |",
         "|---|---:|---:|---|",
     ]
-    for name in SETS:
-        if name not in means.index:
-            continue
-        ours, peer = (means.loc[(name, tool)] for tool in TOOLS)
-        lines = measured(name, ours, peer)
-        short += [f"| {what} | {a} | {b} |" for what, (a, b, _) in list(lines.items())[:2]]
-        for what, (a, b, measure) in lines.items():
+    for name, of_set in rows.groupby("set", sort=False):
+        lines = measured(str(name), *(of_set[of_set["tool"] == tool] for tool in TOOLS))
+        (_, *found), (small, *small_found, _), (_, *dice), *_ = lines
+        pairs = zip(found[:2], dice[:2], strict=True)
+        both = (f"{n} FP; {seeds.split()[0]}" for n, seeds in pairs)  # the median of Dice
+        short += [
+            f"| {SETS[str(name)][0]}, of {of_set['lesions'].iloc[0]} | {' | '.join(both)} |",
+            f"| {small} | {' | '.join(small_found)} |",
+        ]
+        for what, ours, peer, measure in lines:
             interval = ""
             if (name, measure) in differences.index:
                 of = differences.loc[(name, measure)]
                 interval = f"{of['difference']:+.3f} ({of['low']:.3f} to {of['high']:.3f})"
-            long.append(f"| {what} | {a} | {b} | {interval} |")
+            long.append(f"| {what} | {ours} | {peer} | {interval} |")
     tables = {ROOT / "README.md": short, ROOT / "docs" / "results.md": long}
     return {page: with_table(read_text(page), lines) for page, lines in tables.items()}
 
 
-def measured(name: str, ours: pd.Series, peer: pd.Series) -> dict[str, tuple[str, str, str]]:
-    """Return the lines of a set: what was measured → both means and the name of the difference."""
+def measured(name: str, ours: pd.DataFrame, peer: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Return the lines of a set: what was measured, both tools, and the name of the difference.
+
+    Args:
+        name: The set.
+        ours: A row per seed.
+        peer: The rows of the other tool.
+    """
     title, case, _ = SETS[name]
-    scored = f"{title}, {ours['cases']:.0f} {case}s"
+    first = ours.iloc[0]
+    tools = (ours, peer)
     # the threshold of other patients if there are enough
-    at = "chosen_{}" if pd.notna(ours.get("chosen_found")) else "{}_at_1_FP"
-
-    def both(column: str, text: str) -> tuple[str, str]:
-        rate = at.format("FP_per_case")
-        return text.format(ours[column], ours[rate]), text.format(peer[column], peer[rate])
-
-    return {
-        f"{scored}: found of {ours['lesions']:.0f}, at false positives per {case}": (
-            *both(at.format("found"), "{:.3g} at {:.2g}"),
+    at = "chosen_{}" if pd.notna(first["chosen_found"]) else "{}_at_1_FP"
+    found, small, rate = map(at.format, ("found", "found_under_5", "FP_per_case"))
+    return [
+        (
+            f"{title}, {first['cases']} {case}s: found of {first['lesions']}, at false positives "
+            f"per {case}",
+            *(f"{spread(one[found])} at {one[rate].median():.2g}" for one in tools),
             "share_found",
         ),
-        f"– under 5 mm, of {ours['lesions_under_5']:.0f}": (
-            *both(at.format("found_under_5"), "{:.3g}"),
+        (
+            f"– under 5 mm, of {first['lesions_under_5']}",
+            *(spread(one[small]) for one in tools),
             "share_found_under_5",
         ),
-        "– Dice of detections": (*both("dice", "{:.3f}"), "dice"),
-        "– average precision": (*both("AP", "{:.3f}"), ""),
-        "– Dice of voxels, best threshold": (*both("best_voxel_dice", "{:.3f}"), ""),
-    }
+        ("– Dice of detections", *(spread(one["dice"]) for one in tools), "dice"),
+        ("– average precision", *(spread(one["AP"]) for one in tools), ""),
+    ]
+
+
+def spread(values: pd.Series) -> str:
+    """Return the median of the seeds, with the lowest and the highest value if they differ."""
+    low, middle, high = (f"{value:.3g}" for value in values.quantile([0, 0.5, 1]))
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def with_table(page: str, lines: list[str]) -> str:
     """Return a page with other lines between the two comments that enclose the table."""
-    begin, end = "<!-- real sets: benchmarks/learning/real_sets.py -->\n", "<!-- end -->\n"
+    begin, end = "<!-- real_sets.py -->\n", "<!-- end -->\n"
     if begin not in page:
         sys.exit(f"A page lacks the comments that enclose the table: {begin}{end}")
     before, rest = page.split(begin)
