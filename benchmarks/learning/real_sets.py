@@ -192,7 +192,7 @@ def pages(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[Path, str]:
     return {page: with_table(read_text(page), lines) for page, lines in tables.items()}
 
 
-def measured(name: str, ours: pd.DataFrame, peer: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+def measured(name: str, ours: pd.DataFrame, peer: pd.DataFrame) -> list[tuple[str, ...]]:
     """Return the lines of a set: what was measured, both tools, and the name of the difference.
 
     Args:
