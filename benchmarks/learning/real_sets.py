@@ -40,6 +40,7 @@ PARTS = (  # what is kept of a cell
 )
 OF_LESIONS = ("group", "diameter_mm", "found", "detected_at")
 SMALL_MM = 5.0
+SEEDS = 3  # of each tool; the pages show no set with fewer
 TOOLS = ("lesionseg", "nnunet")  # names of the arms
 # set: its name for readers, what is counted, and whether it had influence on defaults
 SETS = {
@@ -174,6 +175,8 @@ def pages(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[Path, str]:
         "|---|---:|---:|---|",
     ]
     for name, of_set in rows.groupby("set", sort=False):
+        if of_set["tool"].value_counts().min() < SEEDS:
+            continue
         lines = measured(str(name), *(of_set[of_set["tool"] == tool] for tool in TOOLS))
         (_, *found), (small, *small_found, _), (_, *dice), *_ = lines
         pairs = zip(found[:2], dice[:2], strict=True)

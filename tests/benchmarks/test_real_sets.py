@@ -70,6 +70,7 @@ def test_difference_has_an_interval_over_patients_and_seeds(summary):
 
 def test_tables_replace_those_of_the_pages(summary, tmp_path, monkeypatch):
     monkeypatch.setattr(real_sets, "ROOT", tmp_path)
+    monkeypatch.setattr(real_sets, "SEEDS", 2)
     comments = "<!-- real_sets.py -->\nprevious\n<!-- end -->\n"
     for page in ("README.md", "docs/results.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
@@ -85,3 +86,5 @@ def test_tables_replace_those_of_the_pages(summary, tmp_path, monkeypatch):
         assert "| – under 5 mm, of 3 | 3 | 1 |" in text
         seeds = "| – Dice of detections | 0.55 (0.5 to 0.6) | 0.55 (0.5 to 0.6) |"
         assert (seeds in text) == (page.name != "README.md")
+    monkeypatch.setattr(real_sets, "SEEDS", 3)
+    assert not any("of 6" in text for text in real_sets.pages(*summary).values())
