@@ -44,7 +44,7 @@ SEEDS = 3  # of each tool; the pages show no set with fewer
 TOOLS = ("lesionseg", "nnunet")  # names of the arms
 # set: its name for readers, what is counted, and whether it had influence on defaults
 SETS = {
-    "luna_nodules": ("lung nodules on CT cubes", "cube", True),
+    "luna_nodules": ("lung nodules in CT", "cube", True),
     "fracatlas": ("fractures on radiographs of limbs", "radiograph", False),
     "fracatlas30": ("fractures, 30 training radiographs", "radiograph", False),
     "nih_nodule_mass": ("nodules and masses on chest radiographs, boxes", "radiograph", True),
@@ -178,25 +178,21 @@ def pages(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[Path, str]:
         if of_set["tool"].value_counts().min() < SEEDS:
             continue
         lines = measured(str(name), *(of_set[of_set["tool"] == tool] for tool in TOOLS))
-        (_, *found), (small, *small_found, _), (_, *dice), *_ = lines
-        pairs = zip(found[:2], dice[:2], strict=True)
-        both = (f"{n} FP; {seeds.split()[0]}" for n, seeds in pairs)  # the median of Dice
-        short += [
-            f"| {SETS[str(name)][0]}, of {of_set['lesions'].iloc[0]} | {' | '.join(both)} |",
-            f"| {small} | {' | '.join(small_found)} |",
-        ]
-        for what, ours, peer, measure in lines:
+        short += short_rows(str(name), of_set.iloc[0], lines)
+        for measure, (what, ours, peer) in lines.items():
             interval = ""
             if (name, measure) in differences.index:
                 of = differences.loc[(name, measure)]
                 interval = f"{of['difference']:+.3f} ({of['low']:.3f} to {of['high']:.3f})"
-            long.append(f"| {what} | {ours} | {peer} | {interval} |")
+            long.append(f"| {what} | {ours} | {peer} | {interval.replace('-', '−')} |")
     tables = {ROOT / "README.md": short, ROOT / "docs" / "results.md": long}
     return {page: with_table(read_text(page), lines) for page, lines in tables.items()}
 
 
-def measured(name: str, ours: pd.DataFrame, peer: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Return the lines of a set: what was measured, both tools, and the name of the difference.
+def measured(name: str, ours: pd.DataFrame, peer: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Return the lines of a set: name of the measure → what was measured, our value, nnU-Net's.
+
+    Sets without lesions under 5 mm, or without outlines, lack the line.
 
     Args:
         name: The set.
@@ -209,26 +205,38 @@ def measured(name: str, ours: pd.DataFrame, peer: pd.DataFrame) -> list[tuple[st
     # the threshold of other patients if there are enough
     at = "chosen_{}" if pd.notna(first["chosen_found"]) else "{}_at_1_FP"
     found, small, rate = map(at.format, ("found", "found_under_5", "FP_per_case"))
-    return [
-        (
-            f"{title}, {first['cases']} {case}s: found of {first['lesions']}, at false positives "
-            f"per {case}",
-            *(f"{spread(one[found])} at {one[rate].median():.2g}" for one in tools),
-            "share_found",
-        ),
-        (
-            f"– under 5 mm, of {first['lesions_under_5']}",
-            *(spread(one[small]) for one in tools),
-            "share_found_under_5",
-        ),
-        ("– Dice of detections", *(spread(one["dice"]) for one in tools), "dice"),
-        ("– average precision", *(spread(one["AP"]) for one in tools), ""),
-    ]
+    what = (
+        f"{title}, {first['cases']} {case}s: found of {first['lesions']}, at false positives "
+        f"per {case}"
+    )
+    at_rate = (f"{spread(one[found], 'g')} at {one[rate].median():.2g}" for one in tools)
+    lines: dict[str, tuple[str, ...]] = {"share_found": (what, *at_rate)}
+    if n_small := first["lesions_under_5"]:
+        counts = (spread(one[small], "g") for one in tools)
+        lines["share_found_under_5"] = (f"– under 5 mm, of {n_small}", *counts)
+    if pd.notna(first["dice"]):
+        lines["dice"] = ("– Dice of detections", *(spread(one["dice"], ".3f") for one in tools))
+    lines["AP"] = ("– average precision", *(spread(one["AP"], ".3f") for one in tools))
+    return lines
 
 
-def spread(values: pd.Series) -> str:
+def short_rows(name: str, first: pd.Series, lines: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return the rows of a set in README, from the lines of `measured` and a row of the set."""
+    title, _, chose_defaults = SETS[name]
+    cells = [f"{text} FP" for text in lines["share_found"][1:]]
+    if "dice" in lines:
+        medians = [text.split()[0] for text in lines["dice"][1:]]
+        cells = [f"{found}; {dice}" for found, dice in zip(cells, medians, strict=True)]
+    remark = " (influenced defaults)" if chose_defaults else ""
+    rows = [(f"{title}{remark}, of {first['lesions']}", *cells)]
+    if "share_found_under_5" in lines:
+        rows.append(lines["share_found_under_5"])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def spread(values: pd.Series, form: str) -> str:
     """Return the median of the seeds, with the lowest and the highest value if they differ."""
-    low, middle, high = (f"{value:.3g}" for value in values.quantile([0, 0.5, 1]))
+    low, middle, high = (f"{value:{form}}" for value in values.quantile([0, 0.5, 1]))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 

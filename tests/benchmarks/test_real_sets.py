@@ -81,10 +81,20 @@ def test_tables_replace_those_of_the_pages(summary, tmp_path, monkeypatch):
         assert "previous" not in text
         row = "6 cubes: found of 6, at false positives per cube | 6 at 2 | 3 at 2 |"
         if page.name == "README.md":
-            row = "of 6 | 6 at 2 FP; 0.55 | 3 at 2 FP; 0.55 |"
+            row = "(influenced defaults), of 6 | 6 at 2 FP; 0.550 | 3 at 2 FP; 0.550 |"
         assert row in text
         assert "| – under 5 mm, of 3 | 3 | 1 |" in text
-        seeds = "| – Dice of detections | 0.55 (0.5 to 0.6) | 0.55 (0.5 to 0.6) |"
+        seeds = "| – Dice of detections | 0.550 (0.500 to 0.600) | 0.550 (0.500 to 0.600) |"
         assert (seeds in text) == (page.name != "README.md")
     monkeypatch.setattr(real_sets, "SEEDS", 3)
     assert not any("of 6" in text for text in real_sets.pages(*summary).values())
+
+
+def test_set_without_outlines_and_small_lesions_lacks_their_lines(summary):
+    rows, _ = summary
+    rows = rows.assign(dice=None, lesions_under_5=0, chosen_found=1147)
+    of_tools = [rows[rows["tool"] == tool] for tool in real_sets.TOOLS]
+    lines = real_sets.measured("luna_nodules", *of_tools)
+    assert [*lines] == ["share_found", "AP"]
+    (row,) = real_sets.short_rows("luna_nodules", rows.iloc[0], lines)
+    assert row.endswith("of 6 | 1147 at 2 FP | 1147 at 2 FP |")
