@@ -108,7 +108,7 @@ class SplitFile:
                 f"{path}: a pickle file can run programs and is not read. {_EXAMPLE} Save this as "
                 "JSON and set data.splits=FILE."
             )
-        content = read_json(path, unique_keys=True)
+        content = read_json(path)
         has_roles = isinstance(content, dict) and "roles" in content
         is_list = isinstance(content, list)
         try:

@@ -59,18 +59,17 @@ def write_json(path: Path, obj: object) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False) -> Any:
+def read_json(path: Path, *, allow_nan: bool = False) -> Any:
     """Read a JSON file, and return its content as Python objects.
 
     Args:
         path: The file.
         allow_nan: True reads NaN and Infinity as floats. They are not JSON, but other programs
             write them. A caller that needs finite numbers must check for them.
-        unique_keys: True raises an error if an object has a key twice. By default, the last value
-            is used.
 
     Raises:
-        ReadError: If the file is missing, not text (see `read_text`) or not JSON.
+        ReadError: If the file is missing, not text (see `read_text`) or not JSON, or an object has
+            a key twice.
     """
 
     # called by `json` for NaN, Infinity and -Infinity
@@ -82,7 +81,7 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
     # called by `json` for the keys and values of each object
     def build_checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
-        if unique_keys and len(content) < len(pairs):
+        if len(content) < len(pairs):
             keys = [key for key, _ in pairs]
             repeated = next(key for key in keys if keys.count(key) > 1)
             raise ReadError(f"{path}: the key {repeated!r} occurs twice. Keep one.")

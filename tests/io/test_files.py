@@ -124,6 +124,7 @@ DAMAGED = [
     (read_json, b'{"x": -Infinity}'),
     (read_json, b""),
     (read_json, b"[" * 10**5),
+    (read_json, b'{"1": "lesion", "1": "edema"}'),
     (read_yaml, b"\xff\xfe"),
     (read_yaml, b"a: [1"),
     (read_yaml, b"a: !!python/object/apply:os.system [ls]"),
