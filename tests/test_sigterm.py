@@ -79,8 +79,16 @@ def test_sigterm_to_the_parent_ends_the_processes_that_it_spawned(tmp_path, repo
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no process groups")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-@pytest.mark.parametrize("program", [TRAINING, DECODING], ids=["train", "predict"])
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        pytest.param(TRAINING, "SIGTERM", id="train-SIGTERM"),
+        pytest.param(DECODING, "SIGUSR1", id="predict-SIGUSR1"),
+        # as above, by the same handler
+        pytest.param(TRAINING, "SIGUSR1", id="train-SIGUSR1", marks=pytest.mark.slow),
+        pytest.param(DECODING, "SIGTERM", id="predict-SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_signal_to_the_whole_group_stops_without_a_traceback(tmp_path, repository, program, name):
     process = start(repository, program, tmp_path / "run")
     os.killpg(process.pid, getattr(signal, name))

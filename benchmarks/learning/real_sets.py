@@ -106,7 +106,6 @@ def row(tool: str, cell: Cell) -> dict[str, Any]:
     the scored cases, those of `chosen` on a fifth of the training patients. The latter are empty
     for sets with fewer than five training patients.
     """
-    per_10_lesions = len(cell["lesions"]) / 10 / len(cell["cases"])
     numbers: dict[str, Any] = {
         "set": cell["set"],
         "chose_defaults": SETS[cell["set"]][2],
@@ -123,7 +122,7 @@ def row(tool: str, cell: Cell) -> dict[str, Any]:
         "best_voxel_dice": cell["dice_best"],
         "AP": cell["average_precision"],
     }
-    for name, rate in (("at_1_FP", 1.0), ("at_1_FP_per_10_lesions", per_10_lesions)):
+    for name, rate in (("at_1_FP", 1.0), ("at_1_FP_per_10_lesions", per_10_lesions(cell))):
         numbers[f"found_{name}"] = found_at(cell, rate)
         numbers[f"found_under_5_{name}"] = found_at(cell, rate, SMALL_MM)
         limit = limit_at(cell, rate)
@@ -136,15 +135,20 @@ def row(tool: str, cell: Cell) -> dict[str, Any]:
     }
 
 
+def per_10_lesions(cell: Cell) -> float:
+    """Return the false positives per case that are 1 per 10 lesions."""
+    return len(cell["lesions"]) / 10 / len(cell["cases"])
+
+
 def found_below(max_mm: float) -> Values:
     """Return a function that tells for each lesion under a diameter whether it is found.
 
     The threshold is that of the training patients who were left out. Sets that are too small for
-    this have the threshold of 1 false positive per scored case.
+    this have a threshold of the scored cases, for 1 false positive per case or per 10 lesions.
     """
 
     def values(cell: Cell) -> list[tuple[str, float]]:
-        limit = limit_at(cell, 1.0)
+        limit = limit_at(cell, max(1.0, per_10_lesions(cell)))
         lesions = cell["lesions"]
         found = [x["found"] and x["detected_at"] > limit for x in lesions]
         if cell["chosen"]:
@@ -203,7 +207,10 @@ def measured(name: str, ours: pd.DataFrame, peer: pd.DataFrame) -> dict[str, tup
     first = ours.iloc[0]
     tools = (ours, peer)
     # the threshold of other patients if there are enough
-    at = "chosen_{}" if pd.notna(first["chosen_found"]) else "{}_at_1_FP"
+    of_scored = (
+        "{}_at_1_FP_per_10_lesions" if first["lesions"] > 10 * first["cases"] else "{}_at_1_FP"
+    )
+    at = "chosen_{}" if pd.notna(first["chosen_found"]) else of_scored
     found, small, rate = map(at.format, ("found", "found_under_5", "FP_per_case"))
     what = (
         f"{title}, {first['cases']} {case}s: found of {first['lesions']}, at false positives "

@@ -90,6 +90,14 @@ def test_tables_replace_those_of_the_pages(summary, tmp_path, monkeypatch):
     assert not any("of 6" in text for text in real_sets.pages(*summary).values())
 
 
+def test_set_without_a_chosen_threshold_has_that_of_1_per_case_or_per_10_lesions(summary):
+    rows, _ = summary
+    rows = rows.assign(chosen_found=None)
+    for n_lesions, expected in ((60, "5 at 0.17"), (61, "0 at 0")):
+        ours = rows[rows["tool"] == "lesionseg"].assign(lesions=n_lesions)
+        assert real_sets.measured("luna_nodules", ours, ours)["share_found"][1] == expected
+
+
 def test_set_without_outlines_and_small_lesions_lacks_their_lines(summary):
     rows, _ = summary
     rows = rows.assign(dice=None, lesions_under_5=0, chosen_found=1147)

@@ -77,17 +77,17 @@ def test_long_table_of_scans_is_cut_in_the_pdf_alone(study, tmp_path, documents,
 
 @needs_pango
 def test_every_machine_writes_the_same_pdf(study, tmp_path):
-    """Without an installed font, and in processes whose sets have different orders."""
+    """Without an installed font, and in a process whose sets have another order."""
     page = draw_report(study, tmp_path, pdf=False)
     (tmp_path / "fonts.conf").write_text(NO_FONT.format(tmp_path / "cache"))
     program = (
         "import sys; from pathlib import Path; from lesionseg.reporting.pdf import write_pdf\n"
         "write_pdf(Path(sys.argv[2]), Path(sys.argv[1]).read_text(encoding='utf-8'))"
     )
-    for seed, fonts in ((1, {"FONTCONFIG_FILE": str(tmp_path / "fonts.conf")}), (2, {})):
-        environment = {**os.environ, **fonts, "PYTHONHASHSEED": str(seed)}
-        done = python("-c", program, page, tmp_path / f"{seed}.pdf", env=environment)
-        assert (done.returncode, done.stderr) == (0, "")
+    other = {"FONTCONFIG_FILE": str(tmp_path / "fonts.conf"), "PYTHONHASHSEED": "1"}
+    done = python("-c", program, page, tmp_path / "1.pdf", env={**os.environ, **other})
+    assert (done.returncode, done.stderr) == (0, "")
+    write_pdf(tmp_path / "2.pdf", page.read_text(encoding="utf-8"))
     assert (tmp_path / "1.pdf").read_bytes() == (tmp_path / "2.pdf").read_bytes()
     fonts = re.findall(rb"/BaseFont /\w+\+([\w-]+)", read_objects(tmp_path / "1.pdf"))
     assert {*fonts} == {b"embedded", b"embedded-Bold"}
