@@ -45,8 +45,8 @@ TOOLS = ("lesionseg", "nnunet")  # names of the arms
 # set: its name for readers, what is counted, and whether it had influence on defaults
 SETS = {
     "luna_nodules": ("lung nodules in CT", "cube", True),
-    "fracatlas": ("fractures on radiographs of limbs", "radiograph", False),
-    "fracatlas30": ("fractures, 30 training radiographs", "radiograph", False),
+    "fracatlas": ("fractures of limbs", "radiograph", False),
+    "fracatlas30": ("fractures of limbs, 30 training radiographs", "radiograph", False),
     "nih_nodule_mass": ("nodules and masses on chest radiographs, boxes", "radiograph", True),
     "ms19": ("MS, training on patient 19, test on 26", "hemisphere", True),
     "ms26": ("MS, training on patient 26, test on 19", "hemisphere", True),
