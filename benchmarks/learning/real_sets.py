@@ -44,7 +44,7 @@ SEEDS = 3  # of each tool; the pages show no set with fewer
 TOOLS = ("lesionseg", "nnunet")  # names of the arms
 # set: its name for readers, what is counted, and whether it had influence on defaults
 SETS = {
-    "luna_nodules": ("lung nodules in CT", "cube", True),
+    "luna_nodules": ("lung nodules in CT cubes", "cube", True),
     "fracatlas": ("fractures of limbs", "radiograph", False),
     "fracatlas30": ("fractures of limbs, 30 training radiographs", "radiograph", False),
     "nih_nodule_mass": ("nodules and masses on chest radiographs, boxes", "radiograph", True),
@@ -171,7 +171,7 @@ def pages(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[Path, str]:
     """Return README and docs/results.md with the tables of these rows and differences."""
     differences = differences.set_index(["set", "measure"])
     short = [
-        "| found, at false positives (FP) per scan; Dice | lesionseg | nnU-Net |",
+        "| found, at false positives (FP) per image; Dice | lesionseg | nnU-Net |",
         "|---|---:|---:|",
     ]
     long = [
