@@ -12,6 +12,7 @@ from typing import Any
 
 from lesionseg.errors import BundleError
 from lesionseg.io.limits import convert_read_errors, largest_content
+from lesionseg.io.text import build_object
 
 # largest size, and largest ratio of compression: most bits of weights are noise
 _WEIGHTS = (2**33, 50)
@@ -66,7 +67,8 @@ class ModelFiles:
         Raise `BundleError` if the file is missing or damaged, or contains anything else.
         """
         try:
-            content = json.loads(self.read_bytes(name).decode("utf-8-sig"))
+            text = self.read_bytes(name).decode("utf-8-sig")
+            content = json.loads(text, object_pairs_hook=build_object)
             if isinstance(content, dict):
                 return content
             raise ValueError(f"it contains a {type(content).__name__}")

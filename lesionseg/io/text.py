@@ -78,28 +78,31 @@ def read_json(path: Path, *, allow_nan: bool = False) -> Any:
             return float(name)
         raise ReadError(f"{path}: {name} is not JSON. Write null for an undefined value.")
 
-    # called by `json` for the keys and values of each object
-    def build_checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated = next(key for key in keys if keys.count(key) > 1)
-            raise ReadError(f"{path}: the key {repeated!r} occurs twice. Keep one.")
-        return content
-
     text = read_text(path)
     try:
-        return json.loads(
-            text, parse_constant=read_constant, object_pairs_hook=build_checked_object
-        )
+        return json.loads(text, parse_constant=read_constant, object_pairs_hook=build_object)
     except json.JSONDecodeError as error:
         hint = " Write double quotes around names." if "'" in text else ""
         raise ReadError(
             f"{path}: the JSON has an error in line {error.lineno}, column {error.colno}. Correct "
             f"that place.{hint}"
         ) from error
-    except (RecursionError, ValueError) as error:  # brackets too deep, or a number too long
+    except (RecursionError, ValueError) as error:  # brackets too deep, a number too long, a key twice
         raise ReadError(f"{path}: the JSON cannot be read: {error}. Correct the file.") from error
+
+
+def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a dictionary from the keys and values of a JSON object.
+
+    For `object_pairs_hook` of `json.loads`, which alone would use the last value of a repeated key.
+    Raise `ValueError` if a key occurs twice.
+    """
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice")
+    return content
 
 
 def read_text(path: Path, max_bytes: int = _MAX_TEXT_BYTES) -> str:
