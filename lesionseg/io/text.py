@@ -87,7 +87,7 @@ def read_json(path: Path, *, allow_nan: bool = False) -> Any:
             f"{path}: the JSON has an error in line {error.lineno}, column {error.colno}. Correct "
             f"that place.{hint}"
         ) from error
-    except (RecursionError, ValueError) as error:  # brackets too deep, a number too long, a key twice
+    except (RecursionError, ValueError) as error:  # too deep, a long number, a key twice
         raise ReadError(f"{path}: the JSON cannot be read: {error}. Correct the file.") from error
 
 
