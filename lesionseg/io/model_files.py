@@ -12,7 +12,7 @@ from typing import Any
 
 from lesionseg.errors import BundleError
 from lesionseg.io.limits import convert_read_errors, largest_content
-from lesionseg.io.text import build_object
+from lesionseg.io.text import require_unique_keys
 
 # largest size, and largest ratio of compression: most bits of weights are noise
 _WEIGHTS = (2**33, 50)
@@ -68,7 +68,7 @@ class ModelFiles:
         """
         try:
             text = self.read_bytes(name).decode("utf-8-sig")
-            content = json.loads(text, object_pairs_hook=build_object)
+            content = json.loads(text, object_pairs_hook=require_unique_keys)
             if isinstance(content, dict):
                 return content
             raise ValueError(f"it contains a {type(content).__name__}")

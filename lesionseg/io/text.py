@@ -80,7 +80,7 @@ def read_json(path: Path, *, allow_nan: bool = False) -> Any:
 
     text = read_text(path)
     try:
-        return json.loads(text, parse_constant=read_constant, object_pairs_hook=build_object)
+        return json.loads(text, parse_constant=read_constant, object_pairs_hook=require_unique_keys)
     except json.JSONDecodeError as error:
         hint = " Write double quotes around names." if "'" in text else ""
         raise ReadError(
@@ -91,11 +91,13 @@ def read_json(path: Path, *, allow_nan: bool = False) -> Any:
         raise ReadError(f"{path}: the JSON cannot be read: {error}. Correct the file.") from error
 
 
-def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a dictionary from the keys and values of a JSON object.
+def require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dictionary, or raise `ValueError` if a key occurs twice.
 
     For `object_pairs_hook` of `json.loads`, which alone would use the last value of a repeated key.
-    Raise `ValueError` if a key occurs twice.
+
+    Args:
+        pairs: The keys and values of the object. Empty gives an empty dictionary.
     """
     content = dict(pairs)
     if len(content) < len(pairs):
